@@ -1,0 +1,59 @@
+"""What can go wrong, in the user's words. Every error says what happened, why, and what to run next."""
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """The exit codes of the command line: a promise to scripts."""
+
+    DONE = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    NO_SUCH_RUN = 3
+    REFUSED = 4
+    TRAINING_FAILED = 5
+    LEFT_BEHIND = 6
+    ENGINE = 7
+    UNREACHABLE = 8
+    INTERRUPTED = 130
+
+
+class CloudtrainError(Exception):
+    """An error a person can act on.
+
+    code: a stable name for scripts, CamelCase as Azure's own (`NoSuchRun`, `SkuNotAvailable`).
+    message: what happened and why. hint: what to run next. exit_code: see `Exit`.
+    """
+
+    def __init__(self, code: str, message: str, hint: str = "", exit_code: Exit = Exit.UNEXPECTED) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+        self.exit_code = exit_code
+
+
+class InvalidSpec(CloudtrainError):
+    """What the user asked for cannot be: refused before anything is made."""
+
+    def __init__(self, message: str, hint: str = "", code: str = "InvalidSpec") -> None:
+        super().__init__(code, message, hint, Exit.USAGE)
+
+
+class NoSuchRun(CloudtrainError):
+    """There is no run of that name where we looked."""
+
+    def __init__(self, run: str, searched: str) -> None:
+        super().__init__(
+            "NoSuchRun",
+            f"There is no run named '{run}' (looked in {searched}).",
+            "cloudtrain list  shows the runs there are; cloudtrain up  starts one.",
+            Exit.NO_SUCH_RUN,
+        )
+
+
+class Refused(CloudtrainError):
+    """Azure said no: quota, capacity, rights, terms or price. `code` is Azure's own."""
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(code, message, hint, Exit.REFUSED)
