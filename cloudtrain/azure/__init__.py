@@ -1,0 +1,1 @@
+"""All that speaks to Azure, through the SDK; one module per resource."""

@@ -1,0 +1,191 @@
+"""The resource group of a run: one per run, and where the run's state lives, so that it survives the VM.
+
+Intent, generation, spec and the last known progress are tags of the group. A tag's value holds at most 256 characters,
+so the spec's JSON is split over several.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from cloudtrain.azure import names
+from cloudtrain.azure.errors import is_missing, translated
+from cloudtrain.azure.session import Session
+from cloudtrain.errors import CloudtrainError, NoSuchRun, Refused
+from cloudtrain.spec import RunSpec
+
+TAG_RUN = "cloudtrain-run"
+TAG_INTENT = "cloudtrain-intent"
+TAG_GENERATION = "cloudtrain-generation"
+TAG_CREATED = "cloudtrain-created"
+TAG_TRAINED = "cloudtrain-trained"
+TAG_PROGRESS = "cloudtrain-progress"
+TAG_SPEC = "cloudtrain-spec-"
+TAG_VALUE_LIMIT = 256
+
+
+class Intent(StrEnum):
+    """What the user wants of the run, whatever Azure does to the VM meanwhile."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    FINISHED = "finished"
+
+
+class LastProgress(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The last known state of training, kept with the group for when the guest cannot be read. Short names: one tag."""
+
+    at: str = ""  # ISO 8601, UTC
+    step: int | None = None
+    total: int | None = None
+    epoch: int | None = None
+    saved: int | None = None
+    finished: bool = False
+    failed: bool = False
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    run: str
+    name: str
+    id: str
+    location: str
+    deleting: bool
+    intent: Intent
+    generation: int
+    spec: RunSpec
+    created: str = ""
+    # Whether training ever began on this generation's disk: from then on the disk holds work, and is never thrown away.
+    trained: bool = False
+    progress: LastProgress = field(default_factory=LastProgress)
+
+
+def create(session: Session, spec: RunSpec, created: str) -> Group:
+    """Make the group, tagged. Made already by an interrupted `up`: the same call again is harmless."""
+    tags = {
+        TAG_RUN: spec.run,
+        TAG_INTENT: Intent.RUNNING.value,
+        TAG_GENERATION: "1",
+        TAG_CREATED: created,
+        **_spec_tags(spec),
+    }
+    with translated("creating the resource group"):
+        found = session.resources.resource_groups.create_or_update(
+            names.group(spec.run), {"location": spec.location, "tags": tags}
+        )
+    return _read(found)
+
+
+def find(session: Session, run: str) -> Group | None:
+    """The run's group; None where there is none. Raises Refused for a group of that name that is not ours."""
+    from azure.core.exceptions import HttpResponseError
+
+    with translated("looking for the run"):
+        try:
+            found = session.resources.resource_groups.get(names.group(run))
+        except HttpResponseError as error:
+            if is_missing(error) and _says_group_missing(error):
+                return None
+            raise
+    if (found.tags or {}).get(TAG_RUN) != run:
+        raise Refused(
+            "NotOurs",
+            f"The resource group '{found.name}' exists, and was not made by cloudtrain: it lacks the tag {TAG_RUN}={run}.",
+            "Choose another name for the run; nothing without that tag is ever adopted or deleted.",
+        )
+    return _read(found)
+
+
+def get(session: Session, run: str) -> Group:
+    """Raises NoSuchRun."""
+    found = find(session, run)
+    if found is None:
+        raise NoSuchRun(run, session.name)
+    return found
+
+
+def find_all(session: Session) -> list[Group]:
+    """Every run of the subscription."""
+    with translated("listing the runs"):
+        found = list(session.resources.resource_groups.list(filter=f"tagName eq '{TAG_RUN}'"))
+    return sorted((_read(group) for group in found), key=lambda group: group.run)
+
+
+def set_tags(session: Session, group: Group, tags: Mapping[str, str]) -> None:
+    """Merge tags into the group's, leaving the others alone, whoever else writes at the same time."""
+    with translated("updating the run's tags"):
+        session.resources.tags.begin_update_at_scope(
+            group.id, {"operation": "Merge", "properties": {"tags": dict(tags)}}
+        ).result()
+
+
+def set_intent(session: Session, group: Group, intent: Intent) -> None:
+    if group.intent is not intent:
+        set_tags(session, group, {TAG_INTENT: intent.value})
+
+
+def set_spec(session: Session, group: Group, spec: RunSpec) -> None:
+    set_tags(session, group, _spec_tags(spec))
+
+
+def progress_tags(progress: LastProgress) -> dict[str, str]:
+    return {TAG_PROGRESS: msgspec.json.encode(progress).decode()}
+
+
+def begin_delete(session: Session, group: Group) -> Any:
+    """The SDK's poller of the deletion; None where the group is gone already."""
+    from azure.core.exceptions import HttpResponseError
+
+    with translated("deleting the resource group"):
+        try:
+            return session.resources.resource_groups.begin_delete(group.name)
+        except HttpResponseError as error:
+            if is_missing(error):
+                return None
+            raise
+
+
+def _says_group_missing(error: Any) -> bool:
+    # A wrong subscription is a 404 too, and says nothing about the group.
+    return getattr(error.error, "code", None) in (None, "ResourceGroupNotFound")
+
+
+def _spec_tags(spec: RunSpec) -> dict[str, str]:
+    text = msgspec.json.encode(spec).decode()
+    parts = [text[at : at + TAG_VALUE_LIMIT] for at in range(0, len(text), TAG_VALUE_LIMIT)]
+    # A shorter spec leaves tags of the longer one behind: the first part says how many count.
+    return {f"{TAG_SPEC}count": str(len(parts))} | {f"{TAG_SPEC}{n}": part for n, part in enumerate(parts)}
+
+
+def _read(found: Any) -> Group:
+    tags = found.tags or {}
+    try:
+        count = int(tags[f"{TAG_SPEC}count"])
+        spec = msgspec.json.decode("".join(tags[f"{TAG_SPEC}{n}"] for n in range(count)), type=RunSpec)
+        intent = Intent(tags[TAG_INTENT])
+        generation = int(tags[TAG_GENERATION])
+        progress = msgspec.json.decode(tags.get(TAG_PROGRESS, "{}"), type=LastProgress)
+    except (KeyError, ValueError) as error:
+        raise CloudtrainError(
+            "DamagedTags",
+            f"The tags of resource group '{found.name}' cannot be read ({error!r}): somebody else changed them, "
+            "or another version of cloudtrain wrote them.",
+            f"az group show -n {found.name}  shows them; az group delete -n {found.name}  removes the run.",
+        ) from error
+    return Group(
+        run=tags[TAG_RUN],
+        name=found.name,
+        id=found.id,
+        location=found.location,
+        deleting=getattr(found.properties, "provisioning_state", "") == "Deleting",
+        intent=intent,
+        generation=generation,
+        spec=spec,
+        created=tags.get(TAG_CREATED, ""),
+        trained=tags.get(TAG_TRAINED) == "true",
+        progress=progress,
+    )

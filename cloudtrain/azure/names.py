@@ -1,0 +1,34 @@
+"""What things are called on Azure. The resources of generation N are `<run>-gN...`, so that two generations can stand
+side by side while a run moves."""
+
+GROUP_PREFIX = "cloudtrain-"
+SUBNET = "default"
+NETWORK_WATCHER_GROUP = "NetworkWatcherRG"
+
+
+def group(run: str) -> str:
+    return GROUP_PREFIX + run
+
+
+def vm(run: str, generation: int) -> str:
+    return f"{run}-g{generation}"
+
+
+def nic(run: str, generation: int) -> str:
+    return f"{vm(run, generation)}-nic"
+
+
+def public_ip(run: str, generation: int) -> str:
+    return f"{vm(run, generation)}-ip"
+
+
+def disk(run: str, generation: int) -> str:
+    return f"{vm(run, generation)}-disk"
+
+
+def vnet(run: str) -> str:
+    return f"{run}-vnet"
+
+
+def nsg(run: str) -> str:
+    return f"{run}-nsg"

@@ -1,0 +1,50 @@
+"""The run's virtual network and its network security group, which has no inbound rule."""
+
+from typing import Any
+
+from cloudtrain.azure import names
+from cloudtrain.azure.errors import translated
+from cloudtrain.azure.group import Group
+from cloudtrain.azure.session import Session
+
+
+def create_vnet(session: Session, group: Group) -> str:
+    """Make the network with its one subnet; returns the subnet's id. Made already: nothing changes."""
+    body: dict[str, Any] = {
+        "location": group.location,
+        "properties": {
+            "addressSpace": {"addressPrefixes": ["10.0.0.0/16"]},
+            "subnets": [{"name": names.SUBNET, "properties": {"addressPrefix": "10.0.0.0/24"}}],
+        },
+    }
+    with translated("creating the virtual network"):
+        made = session.network.virtual_networks.begin_create_or_update(
+            group.name, names.vnet(group.run), body
+        ).result()
+    return str(made.subnets[0].id)
+
+
+def create_nsg(session: Session, group: Group) -> str:
+    """Make the security group; returns its id. Azure's own rules deny every inbound connection from outside."""
+    body = {"location": group.location, "properties": {"securityRules": []}}
+    with translated("creating the network security group"):
+        made = session.network.network_security_groups.begin_create_or_update(
+            group.name, names.nsg(group.run), body
+        ).result()
+    return str(made.id)
+
+
+def public_ip(session: Session, group: Group) -> str | None:
+    """The VM's public address, None while it has none."""
+    with translated("reading the public address"):
+        for address in session.network.public_ip_addresses.list(group.name):
+            if address.ip_address:
+                return str(address.ip_address)
+    return None
+
+
+def foreign_vnets(session: Session, group_name: str) -> list[str]:
+    """Ids of the subscription's virtual networks outside that group."""
+    mark = f"/resourcegroups/{group_name}/".lower()
+    with translated("listing virtual networks"):
+        return [str(v.id) for v in session.network.virtual_networks.list_all() if mark not in v.id.lower()]

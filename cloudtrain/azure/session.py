@@ -1,0 +1,251 @@
+"""The one place that knows which cloud is in use: it hands out the clients, the defaults and what the cloud can do."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from cloudtrain.azure.errors import translated
+from cloudtrain.clock import Clock
+from cloudtrain.errors import CloudtrainError, Exit, InvalidSpec, Refused
+
+EMBEDDED, AZURE = "embedded", "azure"
+REHEARSAL_IMAGE = "cloudtrain-trainer"
+ARM_SCOPE = "https://management.azure.com/.default"
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a run gets where the user says nothing. trainer_image: None = the user has to name one."""
+
+    location: str = "eastus"
+    # Spot-capable and inside the 3 Spot cores of a new subscription.
+    size: str = "Standard_D2s_v3"
+    vm_image: str = "nvidia:ngc_azure_17_11:ngc-base-version-25_9_1_gen2:latest"
+    mount: str = "/app/Saved_Model"
+    disk_gb: int = 64
+    trainer_image: str | None = None
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a workflow may ask for. notice: the warning before an eviction can be chosen. published_images: a VM can
+    pull any image. poll_seconds: how often to look at a thing that changes by itself (Azure allows about 36 reads of
+    a VM in 3 minutes)."""
+
+    notice: bool
+    published_images: bool
+    poll_seconds: float
+
+
+class Session(AbstractContextManager["Session"]):
+    """Clients for one subscription of one cloud. Clients are made on first use: their imports cost up to 0.6 s each."""
+
+    def __init__(
+        self,
+        *,
+        cloud: str,
+        name: str,
+        subscription_id: str,
+        credential: Any,
+        client_options: dict[str, Any],
+        defaults: Defaults,
+        capabilities: Capabilities,
+        set_notice: Callable[[str, float], None] | None = None,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.cloud = cloud
+        self.name = name
+        self.subscription_id = subscription_id
+        self.defaults = defaults
+        self.capabilities = capabilities
+        self._credential = credential
+        self._options = client_options
+        self._set_notice = set_notice
+        self._close = close
+
+    @cached_property
+    def compute(self) -> Any:
+        from azure.mgmt.compute import ComputeManagementClient
+
+        return ComputeManagementClient(self._credential, self.subscription_id, **self._options)
+
+    @cached_property
+    def network(self) -> Any:
+        from azure.mgmt.network import NetworkManagementClient
+
+        return NetworkManagementClient(self._credential, self.subscription_id, **self._options)
+
+    @cached_property
+    def resources(self) -> Any:
+        from azure.mgmt.resource.resources import ResourceManagementClient
+
+        return ResourceManagementClient(self._credential, self.subscription_id, **self._options)
+
+    def set_notice(self, vm_id: str, seconds: float) -> None:
+        """How long before its next eviction the VM is warned."""
+        if self._set_notice is None:
+            raise InvalidSpec(
+                f"--notice: the warning before an eviction cannot be chosen on {self.name}: Azure gives up to 30 seconds.",
+                "Leave --notice out, or rehearse with --cloud embedded.",
+            )
+        self._set_notice(vm_id, seconds)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+
+def open_session(
+    cloud: str, *, home: Path, clock: Clock, subscription: str | None = None, fresh: bool = False
+) -> Session:
+    """A session on `embedded` or `azure`. Raises CloudtrainError where there is no login or no subscription."""
+    if cloud == AZURE:
+        return _azure(clock, subscription)
+    return _embedded(home, clock)
+
+
+def embedded_azure(home: Path, clock: Clock) -> Any:
+    """The emulator on its VMs, for the session and for the `emulator` verbs."""
+    from cloudtrain.emulator.embedded import EmbeddedAzure
+    from cloudtrain.emulator.machines.process import ProcessMachines
+    from cloudtrain.emulator.store import DamagedStore
+
+    root = home / "emulator"
+    machines = ProcessMachines(
+        root / "vms", clock=clock, images={REHEARSAL_IMAGE: _trainer_command()}, readable=_python_directories()
+    )
+    try:
+        return EmbeddedAzure(root, clock=clock, machines=machines)
+    except DamagedStore as error:
+        raise CloudtrainError("DamagedStore", str(error), "cloudtrain emulator reset  starts over.") from error
+
+
+def trainer_missing() -> str | None:
+    """The name of the package without which the rehearsal's VMs cannot train; None when they can."""
+    for package in ("tensorflow", "tensorflow_datasets"):
+        if importlib.util.find_spec(package) is None:
+            return package
+    return None
+
+
+def _embedded(home: Path, clock: Clock) -> Session:
+    import requests
+
+    from cloudtrain.azure.wsgi_transport import ClockedTransport, WsgiAdapter
+
+    emulator = embedded_azure(home, clock)
+    http = requests.Session()
+    http.mount("https://", WsgiAdapter(emulator))
+    return Session(
+        cloud=EMBEDDED,
+        name="the embedded Azure",
+        subscription_id=emulator.subscription_id,
+        credential=_EmbeddedCredential(emulator.token),
+        # The emulator says with retry-after-ms when to ask again.
+        client_options={
+            "transport": ClockedTransport(clock, session=http, session_owner=False),
+            "polling_interval": 0,
+            "retry_total": 0,
+        },
+        defaults=Defaults(trainer_image=REHEARSAL_IMAGE, arguments=REHEARSAL_ARGUMENTS),
+        capabilities=Capabilities(notice=True, published_images=False, poll_seconds=0.2),
+        set_notice=emulator.set_notice,
+        close=emulator.close,
+    )
+
+
+# A small, honest job: a minute or two on two cores.
+REHEARSAL_ARGUMENTS = ("--dataset", "silhouettes", "--image-size", "96", "--epochs", "6")
+
+
+class _EmbeddedCredential:
+    """azure-identity's credential interface, with the one token that the embedded Azure takes."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def get_token(self, *scopes: str, **kwargs: Any) -> Any:
+        from azure.core.credentials import AccessToken
+
+        return AccessToken(self._token, 2**33)
+
+
+def _azure(clock: Clock, subscription: str | None) -> Session:
+    from azure.identity import DefaultAzureCredential
+
+    from cloudtrain.azure.wsgi_transport import ClockedTransport
+
+    credential = DefaultAzureCredential()
+    with translated("logging in to Azure"):
+        credential.get_token(ARM_SCOPE)
+    options = {"transport": ClockedTransport(clock), "polling_interval": 10}
+    return Session(
+        cloud=AZURE,
+        name="Azure",
+        subscription_id=subscription or _only_subscription(credential, options),
+        credential=credential,
+        client_options=options,
+        defaults=Defaults(),
+        capabilities=Capabilities(notice=False, published_images=True, poll_seconds=10.0),
+        close=credential.close,
+    )
+
+
+def _only_subscription(credential: Any, options: dict[str, Any]) -> str:
+    """The subscription's id where the login sees just one enabled subscription."""
+    from azure.core.rest import HttpRequest
+    from azure.mgmt.resource.resources import ResourceManagementClient
+
+    # The client wants a subscription; this request does not use it.
+    client = ResourceManagementClient(credential, "00000000-0000-0000-0000-000000000000", **options)
+    with translated("listing your subscriptions"):
+        answer = client.send_request(HttpRequest("GET", "/subscriptions", params={"api-version": "2022-12-01"}))
+        answer.raise_for_status()
+    enabled = [s for s in answer.json()["value"] if s.get("state") == "Enabled"]
+    if len(enabled) == 1:
+        return str(enabled[0]["subscriptionId"])
+    hint = 'Say --subscription ID, or subscription = "ID" in cloudtrain.toml.'
+    if not enabled:
+        raise CloudtrainError(
+            "NoSubscription", "This login sees no enabled Azure subscription.", hint, Exit.UNREACHABLE
+        )
+    names = ", ".join(f"{s['displayName']} ({s['subscriptionId']})" for s in enabled)
+    raise InvalidSpec(f"This login sees several subscriptions: {names}.", hint, code="SubscriptionNeeded")
+
+
+def _trainer_command() -> list[str]:
+    return [sys.executable, "-m", "trainer"]
+
+
+def _python_directories() -> list[Path]:
+    """Directories that the trainer's Python needs: the environment, the Python beneath it, and where packages lie."""
+    candidates = [sys.prefix, sys.base_prefix, Path(__file__).parents[2], *sys.path]
+    found = {Path(entry).resolve() for entry in candidates if entry and Path(entry).is_dir()}
+    return sorted(path for path in found if not any(other in path.parents for other in found))
+
+
+def check_image(session: Session, image: str) -> None:
+    """Raises where the cloud in use cannot run that trainer image."""
+    if session.capabilities.published_images:
+        return
+    if image != session.defaults.trainer_image:
+        raise InvalidSpec(
+            f"image: the rehearsal's VMs run the trainer of this Python environment ('{session.defaults.trainer_image}')"
+            f" and cannot pull '{image}'.",
+            "Leave the image out to rehearse; it is used on Azure (--cloud azure).",
+        )
+    missing = trainer_missing()
+    if missing:
+        raise Refused(
+            "TrainerMissing",
+            f"The rehearsal trains in this Python environment, and '{missing}' is not installed in it.",
+            "pip install 'cloudtrain[trainer]'  installs the trainer (TensorFlow, about 1.5 GB).",
+        )
