@@ -23,7 +23,11 @@ class VmInfo(msgspec.Struct, frozen=True):
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
-    """Where training stands. as_of: ISO 8601; set where this is the last thing known, and not read from the guest now."""
+    """Where training stands. under_way: the trainer's container runs right now.
+
+    as_of: ISO 8601; set where this is the last thing known, and not read from the guest now."""
+
+    under_way: bool = False
 
     step: int | None = None
     total_steps: int | None = None
