@@ -119,7 +119,7 @@ def set_tags(session: Session, group: Group, tags: Mapping[str, str]) -> None:
     """Merge tags into the group's, leaving the others alone, whoever else writes at the same time."""
     with translated("updating the run's tags"):
         session.resources.tags.begin_update_at_scope(
-            group.id, {"operation": "Merge", "properties": {"tags": dict(tags)}}
+            group.id.lstrip("/"), {"operation": "Merge", "properties": {"tags": dict(tags)}}
         ).result()
 
 

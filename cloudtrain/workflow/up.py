@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from cloudtrain.azure import group as groups
-from cloudtrain.azure import network, sizes
+from cloudtrain.azure import images, network, sizes
 from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.session import check_image
@@ -94,8 +94,11 @@ def _after_deletion(ctx: Context, run: str) -> Group | None:
 
 
 def _create_group(ctx: Context, spec: RunSpec, existing: Group | None) -> Group:
-    with ctx.progress.step(f"checking that {spec.size} can be a Spot VM in {spec.location}"):
-        sizes.check_spot_capable(ctx.session, spec)
+    with ctx.progress.step(f"checking size and image in {spec.location}"):
+        together(
+            lambda: sizes.check_spot_capable(ctx.session, spec),
+            lambda: images.plan(ctx.session, spec.location, spec.vm_image),
+        )
     if existing is not None and existing.location != spec.location:
         raise _refuse_changes(spec.run, [f"location: '{existing.location}' -> '{spec.location}'"])
     with ctx.progress.step("resource group"):
