@@ -94,7 +94,7 @@ def find(session: Session, run: str) -> Group | None:
     if (found.tags or {}).get(TAG_RUN) != run:
         raise Refused(
             "NotOurs",
-            f"The resource group '{found.name}' exists, and was not made by cloudtrain: it lacks the tag {TAG_RUN}={run}.",
+            f"The resource group '{found.name}' exists and is not cloudtrain's: it lacks the tag {TAG_RUN}={run}.",
             "Choose another name for the run; nothing without that tag is ever adopted or deleted.",
         )
     return _read(found)

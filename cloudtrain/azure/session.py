@@ -92,7 +92,7 @@ class Session(AbstractContextManager["Session"]):
         """How long before its next eviction the VM is warned."""
         if self._set_notice is None:
             raise InvalidSpec(
-                f"--notice: the warning before an eviction cannot be chosen on {self.name}: Azure gives up to 30 seconds.",
+                f"--notice: on {self.name} the warning before an eviction cannot be chosen; it is up to 30 s.",
                 "Leave --notice out, or rehearse with --cloud embedded.",
             )
         self._set_notice(vm_id, seconds)
@@ -238,8 +238,8 @@ def check_image(session: Session, image: str) -> None:
         return
     if image != session.defaults.trainer_image:
         raise InvalidSpec(
-            f"image: the rehearsal's VMs run the trainer of this Python environment ('{session.defaults.trainer_image}')"
-            f" and cannot pull '{image}'.",
+            f"image: the rehearsal's VMs run the trainer of this Python environment "
+            f"('{session.defaults.trainer_image}') and cannot pull '{image}'.",
             "Leave the image out to rehearse; it is used on Azure (--cloud azure).",
         )
     missing = trainer_missing()

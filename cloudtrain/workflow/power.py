@@ -13,7 +13,7 @@ PATIENCE_SECONDS = 1800.0
 
 
 def settled(ctx: Context, group: Group) -> Vm | None:
-    """The VM once nothing is under way on it, such as what an interrupted command began; None where there is none."""
+    """The VM once nothing is under way on it, such as what an interrupted command began; None where there is no VM."""
     vm = vms.find(ctx.session, group)
     if vm is None or not _moving(vm):
         return vm

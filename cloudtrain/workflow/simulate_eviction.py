@@ -23,7 +23,7 @@ class TimelineEntry(msgspec.Struct, frozen=True):
 
 
 class EvictionResult(msgspec.Struct, frozen=True):
-    """notice_seconds: the warning that the guest got, 0 where it saw none, None where it is not known (the VM stayed off).
+    """notice_seconds: the warning that the guest got, 0 where it saw none, None where nobody knows (the VM is off).
 
     steps_lost: done before the eviction and done again after it; None where nothing tells, and then steps_lost_note
     says why."""

@@ -1,4 +1,4 @@
-"""What state a run is in: a pure decision from the group's tags, the VM as Azure reports it, and the guest if it was read."""
+"""What state a run is in: decided from the group's tags, the VM as Azure reports it, and the guest if it was read."""
 
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.vm import PowerState, Vm

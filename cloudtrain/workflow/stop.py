@@ -1,4 +1,4 @@
-"""`stop`: save, deallocate, keep the disk. The intent is written first, so that nothing brings the run back meanwhile."""
+"""`stop`: save, deallocate, keep the disk. The intent is written first: nothing brings the run back meanwhile."""
 
 import msgspec
 

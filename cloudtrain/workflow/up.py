@@ -48,7 +48,7 @@ def current_spec(ctx: Context, run: str) -> RunSpec | None:
 
 
 def up(ctx: Context, spec: RunSpec) -> UpResult:
-    """Raises InvalidSpec, Refused, TrainingFailed, GuestUnreachable. A run that could not get its VM is removed again."""
+    """Raises InvalidSpec, Refused, TrainingFailed, GuestUnreachable. A run that gets no VM is removed again."""
     check_image(ctx.session, spec.image)
     group = _after_deletion(ctx, spec.run)
     created = group is None
@@ -196,5 +196,3 @@ def _undo(ctx: Context, group: Group) -> None:
         poller = groups.begin_delete(ctx.session, group)
         if poller is not None:
             poller.result()
-
-
