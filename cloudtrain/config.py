@@ -1,4 +1,4 @@
-"""From `cloudtrain.toml` and the command line to what a verb works on: which run, on which cloud, with which settings."""
+"""From `cloudtrain.toml` and the command line to what a verb works on: run, cloud and settings."""
 
 import difflib
 import os
@@ -18,7 +18,7 @@ FILE = "cloudtrain.toml"
 
 @dataclass(frozen=True)
 class Target:
-    """What every verb needs: the run's name, its cloud and the subscription. notes: what the user should know of the choice."""
+    """What every verb works on. notes: what the user should know of the choice."""
 
     run: str
     cloud: str
@@ -107,20 +107,19 @@ def name_note(run: str, named: bool, directory: Path) -> tuple[str, ...]:
     """A line for the user where the run got its name from a directory of another name."""
     if named or run == directory.name:
         return ()
-    return (
-        f"The run is called '{run}', after this directory ('{directory.name}' itself cannot be a run's name).",
-    )
+    return (f"The run is called '{run}', after this directory ('{directory.name}' cannot be a run's name).",)
 
 
 def target_for_up(settings: Settings, known: Sequence[str], notes: tuple[str, ...]) -> Target:
     """Where `up` works. known: the clouds where the index has a run of this name.
 
-    Only --cloud azure or the file selects Azure, for it costs money: a run known on Azure alone is refused without it.
+    Only --cloud azure or the file selects Azure, for it costs money: a run known on Azure alone is refused
+    without it.
     """
     cloud = settings.cloud or "embedded"
     if settings.cloud is None and list(known) == ["azure"]:
         raise InvalidSpec(
-            f"'{settings.run}' is a run on Azure, and nothing but --cloud azure (or cloud = \"azure\" in {FILE}) "
+            f"'{settings.run}' is a run on Azure: nothing but --cloud azure (or cloud = \"azure\" in {FILE}) "
             "makes cloudtrain spend money there.",
             f"cloudtrain up {settings.run} --cloud azure  goes on there; "
             f"cloudtrain up {settings.run} --cloud embedded  rehearses under the same name.",
@@ -138,7 +137,10 @@ def target(
     directory: Path,
     clouds_of: Callable[[str], Sequence[str]],
 ) -> Target:
-    """Where every verb but `up` works. Reads only the keys it needs, so that a slip elsewhere in the file stops no `down`."""
+    """Where every verb but `up` works.
+
+    Reads only the keys it needs, so that a slip elsewhere in the file stops no `down`.
+    """
     checked = {key: _from_file(table, key, directory) for key in ("run", "cloud", "subscription")}
     flags = {"run": run, "cloud": cloud, "subscription": subscription_flag}
     said = {key: check(key, value, _flag_name(key)) for key, value in flags.items() if value is not None}
@@ -173,7 +175,7 @@ def _known_cloud(run: str, known: Sequence[str], configured: str | None) -> str 
 
 
 def subscription(chosen: str | None, cloud: str) -> str | None:
-    """The Azure subscription: what was chosen, else AZURE_SUBSCRIPTION_ID. The embedded Azure has one of its own."""
+    """The subscription: what was chosen, else AZURE_SUBSCRIPTION_ID. The embedded Azure has its own."""
     if cloud != "azure":
         return None
     from_environment = os.environ.get("AZURE_SUBSCRIPTION_ID")

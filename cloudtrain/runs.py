@@ -1,6 +1,6 @@
 """The index of runs that this machine knows: where each one lives, and the SSH key pair made for it.
 
-A hint, never the truth: what a run is stands in Azure's tags. Lost or damaged entries cost a `--cloud` flag, no run.
+A hint, never the truth: what a run is stands in Azure's tags. A lost entry costs a `--cloud` flag, no run.
 """
 
 import fcntl
@@ -53,7 +53,7 @@ def recall(home: Path, cloud: str, run: str) -> Hint | None:
 
 
 def clouds_of(home: Path, run: str) -> list[str]:
-    """The clouds where this machine knows a run of that name. A damaged entry still tells its cloud, by its place."""
+    """The clouds where this machine knows a run of that name. A damaged entry still tells its cloud."""
     return [cloud for cloud in CLOUDS if (directory(home, cloud, run) / "run.json").exists()]
 
 
@@ -72,7 +72,7 @@ def forget(home: Path, cloud: str, run: str) -> None:
 
 
 def key_pair(home: Path, cloud: str, run: str) -> tuple[Path, str]:
-    """The run's own SSH key pair, RSA 3072, made on first use: (path of the private half, public half as one line).
+    """The run's own SSH key pair, RSA 3072, made on first use: (path of the private half, public line).
 
     RSA because Azure takes it everywhere. A damaged half is made anew from the other where that can be.
     """

@@ -1,4 +1,4 @@
-"""RunSpec: what the user asked for, from `cloudtrain.toml` and the command line, validated once and then frozen."""
+"""RunSpec: what the user asked for, in `cloudtrain.toml` and by flags, checked once and then frozen."""
 
 import base64
 import binascii
@@ -177,7 +177,7 @@ def _eviction_policy(value: object) -> str:
     if value == "Delete":
         raise Unfit(
             '"Deallocate"',
-            "Delete would remove the VM's disk with the VM, and the checkpoints of a run live on that disk alone.",
+            "Delete removes the disk with the VM, and the checkpoints of a run live on that disk alone.",
         )
     if value != "Deallocate":
         raise Unfit('"Deallocate"')
@@ -268,8 +268,9 @@ CHECKS: Mapping[str, Callable[[object], Any]] = {
 
 
 def check(key: str, value: object, where: str) -> Any:
-    """The value of `key` in the form a `Settings` holds. where: how the user wrote it, `--size` or `cloudtrain.toml: size`.
+    """The value of `key` in the form a `Settings` holds.
 
+    where: how the user wrote it, `--size` or `cloudtrain.toml: size`.
     Raises InvalidSpec with the key, the value and what was expected.
     """
     try:
@@ -312,7 +313,7 @@ def public_key_line(content: str, sibling: str = "") -> str:
 
 
 def _key_bits(kind: str, data: str) -> int | None:
-    """Bits of the key, None where the data is not a key of that kind. The wire format is RFC 4253, section 6.6."""
+    """Bits of the key, None where the data is no key of that kind. Wire format: RFC 4253, section 6.6."""
     try:
         fields = _wire_strings(base64.b64decode(data, validate=True))
     except (binascii.Error, ValueError, struct.error):
@@ -348,39 +349,56 @@ def merge_arguments(defaults: Sequence[str], given: Sequence[str]) -> tuple[str,
     return (*kept, *given)
 
 
-def resolve(settings: Settings, defaults: Defaults, public_key: str) -> RunSpec:
-    """The spec: what was said, completed by the cloud's defaults.
+def resolve(
+    settings: Settings, defaults: Defaults, public_key: str, existing: RunSpec | None = None
+) -> RunSpec:
+    """The spec: what was said, completed by what the run already is, else by the cloud's defaults.
 
-    public_key: the OpenSSH line that the VM lets in. Raises InvalidSpec where a value is needed and nobody gave it,
-    and where the whole is larger than Azure's tags can keep.
+    public_key: the OpenSSH line that the VM lets in. Raises InvalidSpec where a value is needed and
+    nobody gave it, and where the whole is larger than Azure's tags can keep.
     """
-    image = settings.image or defaults.trainer_image
-    if image is None:
+    base = existing or _from_defaults(settings.run, defaults)
+    if settings.trainer_args is None:
+        arguments = base.arguments
+    else:
+        arguments = merge_arguments(defaults.arguments, settings.trainer_args)
+    said = {key: getattr(settings, key) for key in _KEPT if getattr(settings, key) is not None}
+    spec = msgspec.structs.replace(
+        base, **said, arguments=arguments, ssh_public_key=settings.ssh_key or public_key
+    )
+    if not spec.image:
         raise InvalidSpec(
             "No trainer image was named, and this cloud has none of its own.",
-            "Name a published one: --image registry.example.com/team/trainer:1.0, or image = ... in cloudtrain.toml.",
+            "Name a published one: --image REFERENCE, or image = ... in cloudtrain.toml.",
         )
-    spec = RunSpec(
-        run=settings.run,
-        location=settings.location or defaults.location,
-        size=settings.size or defaults.size,
-        vm_image=settings.vm_image or defaults.vm_image,
-        image=image,
-        mount=settings.mount or defaults.mount,
-        arguments=merge_arguments(defaults.arguments, settings.trainer_args or ()),
-        max_price=-1.0 if settings.max_price is None else settings.max_price,
-        eviction_policy=settings.eviction_policy or "Deallocate",
-        ssh_public_key=public_key,
-        disk_gb=settings.disk_gb or defaults.disk_gb,
-    )
     _check_size(spec)
     return spec
+
+
+# Settings that a spec keeps under the same name.
+_KEPT = ("location", "size", "vm_image", "image", "mount", "max_price", "eviction_policy", "disk_gb")
+
+
+def _from_defaults(run: str, defaults: Defaults) -> RunSpec:
+    return RunSpec(
+        run=run,
+        location=defaults.location,
+        size=defaults.size,
+        vm_image=defaults.vm_image,
+        image=defaults.trainer_image or "",
+        mount=defaults.mount,
+        arguments=defaults.arguments,
+        max_price=-1.0,
+        eviction_policy="Deallocate",
+        ssh_public_key="",
+        disk_gb=defaults.disk_gb,
+    )
 
 
 def _check_size(spec: RunSpec) -> None:
     size = len(msgspec.json.encode(spec))
     if size > MAX_SPEC_BYTES:
         raise InvalidSpec(
-            f"All settings together are {size} bytes; expected at most {MAX_SPEC_BYTES} (Azure keeps them in tags).",
+            f"All settings together are {size} bytes; expected at most {MAX_SPEC_BYTES} (Azure's tags).",
             "Shorten the trainer's arguments; long lists belong in a file of the trainer image.",
         )
