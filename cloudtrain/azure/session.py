@@ -227,7 +227,7 @@ def _trainer_command() -> list[str]:
 
 def _python_directories() -> list[Path]:
     """Directories that the trainer's Python needs: the environment, the Python beneath it, and where packages lie."""
-    candidates = [sys.prefix, sys.base_prefix, Path(__file__).parents[2], *sys.path]
+    candidates = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]), *sys.path]
     found = {Path(entry).resolve() for entry in candidates if entry and Path(entry).is_dir()}
     return sorted(path for path in found if not any(other in path.parents for other in found))
 

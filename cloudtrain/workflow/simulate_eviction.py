@@ -8,7 +8,7 @@ from cloudtrain.azure import group as groups
 from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group
 from cloudtrain.errors import Refused
-from cloudtrain.guest import GuestEvent, Observation
+from cloudtrain.guest.observation import GuestEvent, Observation
 from cloudtrain.workflow import power, training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.results import Training
