@@ -62,21 +62,14 @@ def _refuse_unknown(table: Mapping[str, object]) -> None:
         if key not in CHECKS:
             close = difflib.get_close_matches(key.replace("-", "_"), CHECKS, n=1)
             meant = f" Did you mean '{close[0]}'?" if close else ""
-            raise InvalidSpec(
-                f"{FILE}: there is no setting '{key}'.{meant}", f"The settings: {', '.join(CHECKS)}."
-            )
+            raise InvalidSpec(f"{FILE}: there is no setting '{key}'.{meant}", f"The settings: {', '.join(CHECKS)}.")
 
 
 def _from_file(table: Mapping[str, object], key: str, directory: Path) -> Any:
     value = table.get(key)
     if value is None:
         return None
-    if (
-        key == "ssh_key"
-        and isinstance(value, str)
-        and value
-        and not value.startswith(("ssh-", "~", "ecdsa-"))
-    ):
+    if key == "ssh_key" and isinstance(value, str) and value and not value.startswith(("ssh-", "~", "ecdsa-")):
         value = str(directory / value)
     return check(key, value, f"{FILE}: {key}")
 
@@ -147,9 +140,7 @@ def target(
     name = said.get("run") or checked["run"] or run_from_directory(directory)
     place = said.get("cloud") or _known_cloud(name, clouds_of(name), checked["cloud"]) or "embedded"
     notes = name_note(name, bool(run or checked["run"]), directory)
-    return Target(
-        name, place, subscription(said.get("subscription") or checked["subscription"], place), notes
-    )
+    return Target(name, place, subscription(said.get("subscription") or checked["subscription"], place), notes)
 
 
 def target_cloud(

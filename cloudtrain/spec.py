@@ -297,9 +297,7 @@ def public_key_line(content: str, sibling: str = "") -> str:
     expected = "an OpenSSH public key: one line that begins with ssh-rsa (2048 bits or more) or ssh-ed25519"
     if "PRIVATE KEY" in content:
         where = f": {sibling}" if sibling else ""
-        raise Unfit(
-            expected, f"That is a private key, which must stay with you. Give its public half{where}."
-        )
+        raise Unfit(expected, f"That is a private key, which must stay with you. Give its public half{where}.")
     lines = [line.strip() for line in content.splitlines() if line.strip() and not line.startswith("#")]
     fields = lines[0].split() if len(lines) == 1 else []
     if len(fields) < 2 or fields[0] not in ("ssh-rsa", "ssh-ed25519") or _CONTROL.search(lines[0]):
@@ -349,9 +347,7 @@ def merge_arguments(defaults: Sequence[str], given: Sequence[str]) -> tuple[str,
     return (*kept, *given)
 
 
-def resolve(
-    settings: Settings, defaults: Defaults, public_key: str, existing: RunSpec | None = None
-) -> RunSpec:
+def resolve(settings: Settings, defaults: Defaults, public_key: str, existing: RunSpec | None = None) -> RunSpec:
     """The spec: what was said, completed by what the run already is, else by the cloud's defaults.
 
     public_key: the OpenSSH line that the VM lets in. Raises InvalidSpec where a value is needed and
@@ -363,9 +359,7 @@ def resolve(
     else:
         arguments = merge_arguments(defaults.arguments, settings.trainer_args)
     said = {key: getattr(settings, key) for key in _KEPT if getattr(settings, key) is not None}
-    spec = msgspec.structs.replace(
-        base, **said, arguments=arguments, ssh_public_key=settings.ssh_key or public_key
-    )
+    spec = msgspec.structs.replace(base, **said, arguments=arguments, ssh_public_key=settings.ssh_key or public_key)
     if not spec.image:
         raise InvalidSpec(
             "No trainer image was named, and this cloud has none of its own.",
