@@ -1,6 +1,7 @@
 """The one place that knows which cloud is in use: it hands out the clients, the defaults and what the cloud can do."""
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -183,6 +184,8 @@ def _azure(clock: Clock, subscription: str | None) -> Session:
 
     from cloudtrain.azure.wsgi_transport import ClockedTransport
 
+    # What it tried comes as a warning of 20 lines, too; the error below says what to do.
+    logging.getLogger("azure.identity").addHandler(logging.NullHandler())
     credential = DefaultAzureCredential()
     with translated("logging in to Azure"):
         credential.get_token(ARM_SCOPE)
