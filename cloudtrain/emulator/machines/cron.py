@@ -24,7 +24,12 @@ _FIELDS = (
     ("month", 1, 12),
     ("day-of-week", 0, 7),
 )
-_MONTHS = {name: n for n, name in enumerate(["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"], 1)}
+_MONTHS = {
+    name: n
+    for n, name in enumerate(
+        ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"], 1
+    )
+}
 _DAYS = {name: n for n, name in enumerate(["sun", "mon", "tue", "wed", "thu", "fri", "sat"])}
 _VARIABLE = re.compile(r"\s*(\"[^\"]*\"|'[^']*'|[A-Za-z_]\w*)\s*=\s*(.*)$")
 

@@ -76,7 +76,7 @@ def enter(vm: VmDirectory, readable: Sequence[Path]) -> None:
     root = vm.root
     namespaces.bind(vm.disk, root)
     for entry in sorted(Path("/").iterdir()):
-        _show_system_entry(entry, root / entry.name)
+        show_system_entry(entry, root / entry.name)
     for name in _OVERLAID:
         _lay_over(vm, Path(name))
     if maps_many_ids():
@@ -85,11 +85,11 @@ def enter(vm: VmDirectory, readable: Sequence[Path]) -> None:
                 _lay_over(vm, Path(name))
     _mount_kernel_file_systems(root)
     for path in readable:
-        _show(path, root)
+        show(path, root)
     namespaces.change_root(root)
 
 
-def _show_system_entry(entry: Path, target: Path) -> None:
+def show_system_entry(entry: Path, target: Path) -> None:
     if entry.name not in _SYSTEM:
         return
     if entry.is_symlink():
@@ -200,7 +200,7 @@ def _make_devices(dev: Path) -> None:
         (dev / name).symlink_to(f"/proc/self/fd/{number}")
 
 
-def _show(path: Path, root: Path) -> None:
+def show(path: Path, root: Path) -> None:
     """Show a host path read-only at the same place, with the symbolic links that lead to it."""
     for link, aim in links_on_the_way(path):
         inside = _inside(root, link)
