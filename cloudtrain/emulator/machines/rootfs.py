@@ -84,8 +84,7 @@ def enter(vm: VmDirectory, readable: Sequence[Path]) -> None:
             if Path("/", name).is_dir():
                 _lay_over(vm, Path(name))
     _mount_kernel_file_systems(root)
-    for path in readable:
-        show(path, root)
+    show(readable, root)
     namespaces.change_root(root)
 
 
@@ -200,16 +199,26 @@ def _make_devices(dev: Path) -> None:
         (dev / name).symlink_to(f"/proc/self/fd/{number}")
 
 
-def show(path: Path, root: Path) -> None:
-    """Show a host path read-only at the same place, with the symbolic links that lead to it."""
+def show(paths: Sequence[Path], root: Path) -> None:
+    """Show host paths read-only at the same places, with the symbolic links that lead to them."""
+    for path in paths:
+        _show_links(path, root)
+    for real in _outermost([path.resolve() for path in paths]):
+        if real.exists() and not is_shown_anyway(real):
+            namespaces.bind(real, _inside(root, real), read_only=True)
+
+
+def _show_links(path: Path, root: Path) -> None:
     for link, aim in links_on_the_way(path):
         inside = _inside(root, link)
         if not is_shown_anyway(link) and not os.path.lexists(inside):
             inside.parent.mkdir(parents=True, exist_ok=True)
             inside.symlink_to(aim)
-    real = path.resolve()
-    if real.exists() and not is_shown_anyway(real):
-        namespaces.bind(real, _inside(root, real), read_only=True)
+
+
+def _outermost(paths: Sequence[Path]) -> list[Path]:
+    """The paths that do not lie in another of them: a mount below a mount that hides it cannot be made read-only."""
+    return sorted({path for path in paths if not any(other in path.parents for other in paths)})
 
 
 def _inside(root: Path, path: Path) -> Path:

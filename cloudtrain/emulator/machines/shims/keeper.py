@@ -268,8 +268,7 @@ def _enter_root(on: Engine, container: Container, root: Path) -> None:
     namespaces.bind("/dev", root / "dev")
     (root / "proc").mkdir(exist_ok=True)
     namespaces.mount("proc", root / "proc", "proc", 14)
-    for path in on.readable:
-        rootfs.show(Path(path), root)
+    rootfs.show([Path(path) for path in on.readable], root)
     for host, inside, fixed in container.volumes:
         namespaces.bind(host, root / inside.lstrip("/"), read_only=fixed)
     namespaces.change_root(root)
