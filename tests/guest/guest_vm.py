@@ -281,7 +281,7 @@ def vm(tmp_path: Path) -> Iterator[Vm]:
     made.cut_power()
     for name in ("startup.log", "eviction.log", "events.jsonl", "state.json"):
         with contextlib.suppress(OSError):
-            print(f"--- {name}\n" + (made.home / name).read_text()[-3000:])
+            print(f"--- {name}\n" + (made.home / name).read_text(errors="replace")[-3000:])
     server.shutdown()
     server.server_close()
     shutil.rmtree(disk, ignore_errors=True)
@@ -291,3 +291,10 @@ def signal_all(processes: list[psutil.Process], number: int = signal.SIGKILL) ->
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.send_signal(number)
+
+
+def begin_install(vm: Vm) -> "subprocess.Popen[str]":
+    """install() that does not wait; its stdout ends with the marker of n-9."""
+    script = vm.disk / "install.sh"
+    script.write_text(install_script(vm.settings, "n-9", timeout=30))
+    return subprocess.Popen(["/bin/bash", str(script)], env=vm.environment, stdout=subprocess.PIPE, text=True)

@@ -1,18 +1,9 @@
 """The startup script: one trainer, kept running, whatever is killed or asked for meanwhile."""
 
 import json
-import subprocess
 
 import psutil
-from guest_vm import Vm, eventually, signal_all
-
-from cloudtrain.guest import install_script
-
-
-def begin_install(vm: Vm) -> "subprocess.Popen[str]":
-    script = vm.disk / "install.sh"
-    script.write_text(install_script(vm.settings, "n-9", timeout=30))
-    return subprocess.Popen(["/bin/bash", str(script)], env=vm.environment, stdout=subprocess.PIPE, text=True)
+from guest_vm import Vm, begin_install, eventually, signal_all
 
 
 def test_the_first_installation_ends_at_the_first_step(vm: Vm) -> None:

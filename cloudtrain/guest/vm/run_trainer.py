@@ -406,6 +406,13 @@ def turn(wanted: dict[str, Any], session: Session) -> bool:
     ended = container is not None and container.status not in ("created", "removing")
     if ended and container.id != session.state.fields["judged"]:
         return deal_with_end(container, wanted, session)
+    if guest.stopping():
+        session.state.stage("stopped")
+        return True
+    if guest.evicting():
+        session.state.stage("evicting")
+        pause(3600, until=lambda: not guest.evicting())
+        return False
     if already_finished(wanted):
         session.state.stage("finished")
         return True
@@ -422,14 +429,7 @@ def turn(wanted: dict[str, Any], session: Session) -> bool:
 def supervise(session: Session) -> None:
     """Until there is nothing left to do, or the VM goes down. Raises Failed."""
     while not down.is_set():
-        wanted = guest.settings()
-        if guest.stopping():
-            session.state.stage("stopped")
-            return
-        if guest.evicting():
-            session.state.stage("evicting")
-            pause(3600, until=lambda: not guest.evicting())
-        elif turn(wanted, session):
+        if turn(guest.settings(), session):
             return
     last = quietly_look()
     if last is not None and last.id in session.attended and not last.runs:
