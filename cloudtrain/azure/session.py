@@ -1,6 +1,7 @@
 """The one place that knows which cloud is in use: it hands out the clients, the defaults and what the cloud can do."""
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -92,7 +93,7 @@ class Session(AbstractContextManager["Session"]):
         """How long before its next eviction the VM is warned."""
         if self._set_notice is None:
             raise InvalidSpec(
-                f"--notice: the warning before an eviction cannot be chosen on {self.name}: Azure gives up to 30 seconds.",
+                f"--notice: on {self.name} the warning before an eviction cannot be chosen; it is up to 30 s.",
                 "Leave --notice out, or rehearse with --cloud embedded.",
             )
         self._set_notice(vm_id, seconds)
@@ -183,6 +184,8 @@ def _azure(clock: Clock, subscription: str | None) -> Session:
 
     from cloudtrain.azure.wsgi_transport import ClockedTransport
 
+    # What it tried comes as a warning of 20 lines, too; the error below says what to do.
+    logging.getLogger("azure.identity").addHandler(logging.NullHandler())
     credential = DefaultAzureCredential()
     with translated("logging in to Azure"):
         credential.get_token(ARM_SCOPE)
@@ -227,7 +230,7 @@ def _trainer_command() -> list[str]:
 
 def _python_directories() -> list[Path]:
     """Directories that the trainer's Python needs: the environment, the Python beneath it, and where packages lie."""
-    candidates = [sys.prefix, sys.base_prefix, Path(__file__).parents[2], *sys.path]
+    candidates = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]), *sys.path]
     found = {Path(entry).resolve() for entry in candidates if entry and Path(entry).is_dir()}
     return sorted(path for path in found if not any(other in path.parents for other in found))
 
@@ -238,8 +241,8 @@ def check_image(session: Session, image: str) -> None:
         return
     if image != session.defaults.trainer_image:
         raise InvalidSpec(
-            f"image: the rehearsal's VMs run the trainer of this Python environment ('{session.defaults.trainer_image}')"
-            f" and cannot pull '{image}'.",
+            f"image: the rehearsal's VMs run the trainer of this Python environment "
+            f"('{session.defaults.trainer_image}') and cannot pull '{image}'.",
             "Leave the image out to rehearse; it is used on Azure (--cloud azure).",
         )
     missing = trainer_missing()

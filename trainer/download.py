@@ -1,0 +1,113 @@
+"""Downloads for TFDS that show how far they are and go on where they broke off."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import requests
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import checksums, downloader
+
+PAUSES = (1.0, 2.0, 4.0)
+BLOCK = 1 << 18
+TIMEOUT = 30.0
+TOLD_EVERY = 5.0
+GONE = (400, 401, 403, 404, 410, 451)
+
+
+class DownloadFailed(Exception):
+    """A file could not be fetched, however often it was tried."""
+
+
+def make_patient(builder: Any) -> None:
+    """Let a TFDS builder fetch its files through `PatientDownloader`.
+
+    TFDS 4.9 tries again when a connection is refused, but not when it breaks in the middle. It has no public
+    place for a downloader of one's own: the manager makes its own on first use, unless it is there already.
+    """
+    make = builder._make_download_manager
+
+    def make_with_patience(**arguments: Any) -> Any:
+        manager = make(**arguments)
+        manager._DownloadManager__downloader = PatientDownloader(manager._url_infos)
+        return manager
+
+    builder._make_download_manager = make_with_patience
+
+
+class PatientDownloader(downloader._Downloader):  # type: ignore[misc]
+    """TFDS' downloader with progress, retries, and ranges. `url_infos`: sizes and checksums it knows."""
+
+    def __init__(self, url_infos: Any) -> None:
+        super().__init__()
+        self._url_infos = url_infos
+
+    def _sync_download(self, url: str, destination_path: Any, verify: bool = True) -> Any:
+        if not url.startswith("http"):
+            return super()._sync_download(url, destination_path, verify)
+        path = Path(destination_path) / (os.path.basename(url.split("?")[0]) or "download")  # noqa: PTH119
+        expected = self._url_infos.get(url)
+        for pause in (*PAUSES, None):
+            try:
+                return _fetch(url, path, verify, expected)
+            except (requests.RequestException, DownloadFailed) as error:
+                if pause is None or _is_final(error):
+                    raise DownloadFailed(f"{url}: {error}") from error
+                print(f"{path.name}: {error}; trying again in {pause:.0f} s", file=sys.stderr, flush=True)
+                time.sleep(pause)
+        raise AssertionError("unreachable")
+
+
+def _is_final(error: Exception) -> bool:
+    response = getattr(error, "response", None)
+    return response is not None and response.status_code in GONE
+
+
+def _fetch(url: str, path: Path, verify: bool, expected: Any) -> Any:
+    """Fetch what is still missing of `url`; returns TFDS' result. The server may not know ranges."""
+    have = path.stat().st_size if path.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with requests.get(url, headers=headers, stream=True, verify=verify, timeout=TIMEOUT) as answer:
+        if have and answer.status_code == requests.codes.requested_range_not_satisfiable:
+            path.unlink()
+            raise DownloadFailed("the server has another file now")
+        answer.raise_for_status()
+        appending = answer.status_code == requests.codes.partial_content
+        total = int(answer.headers.get("Content-Length", 0)) + (have if appending else 0)
+        _receive(answer, path, have if appending else 0, total)
+    return _checked(path, total, expected)
+
+
+def _receive(answer: requests.Response, path: Path, have: int, total: int) -> None:
+    told = time.monotonic()
+    with path.open("ab" if have else "wb") as file:
+        for block in answer.iter_content(BLOCK):
+            file.write(block)
+            have += len(block)
+            if time.monotonic() - told > TOLD_EVERY or have == total:
+                told = time.monotonic()
+                print(f"downloading {path.name}: {_mb(have)} of {_mb(total)} MB", flush=True)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f}" if size else "?"
+
+
+def _checked(path: Path, total: int, expected: Any) -> Any:
+    size = path.stat().st_size
+    if total and size < total:
+        raise DownloadFailed(f"the connection broke after {_mb(size)} of {_mb(total)} MB")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if expected is not None and digest != expected.checksum:
+        path.unlink()
+        raise DownloadFailed("what came is not what TFDS expects (checksum)")
+    info = checksums.UrlInfo(
+        checksum=digest, size=tfds.core.utils.Size(size), filename=expected.filename if expected else path.name
+    )
+    return downloader.DownloadResult(path=tfds.core.Path(path), url_info=info)

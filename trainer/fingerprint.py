@@ -1,0 +1,50 @@
+"""What exactness depends on. Two runs with the same fingerprint end with the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "jax", "torch")
+
+
+def of_machine() -> dict[str, str]:
+    """Versions, processor and threads. TensorFlow's CPU kernels are chosen by instruction set and threads."""
+    model, flags = _processor()
+    return {
+        "python": platform.python_version(),
+        **{name: version for name in PACKAGES if (version := _version(name))},
+        "cpu": model,
+        "cpu_flags": flags,
+        "threads": str(len(os.sched_getaffinity(0))),
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
+    }
+
+
+def of_choices(choices: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in choices.items()}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _processor() -> tuple[str, str]:
+    """The model's name and a short digest of its flags."""
+    fields: dict[str, str] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    except OSError:
+        pass
+    flags = " ".join(sorted(fields.get("flags", fields.get("Features", "")).split()))
+    return fields.get("model name", platform.machine()), hashlib.sha256(flags.encode()).hexdigest()[:12]
