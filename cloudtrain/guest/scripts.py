@@ -137,4 +137,4 @@ def _program(name: str, wanted: Mapping[str, object]) -> str:
             f"exec(compile({vm_file(name)!r}, {name!r}, 'exec'))",
         ]
     )
-    return f"python3 -sEB -c {shlex.quote(loader)} {argument}"
+    return f"python3 -sSEB -c {shlex.quote(loader)} {argument}"

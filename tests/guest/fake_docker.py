@@ -1,7 +1,9 @@
-"""A docker client for the tests: containers are real processes, and outlive this client, as with Docker's engine.
+"""A docker client for the tests: containers are real processes, and outlive this client, as with Docker's
+engine.
 
 $FAKE_DOCKER holds everything: images/, containers/ID/, names/. Files there change what the engine does:
-`down` (silent), `no-pull` (its text is the error), `hang-run` (the client hangs after the container was started).
+`down` (silent), `no-pull` (its text is the error), `hang-run` (the client hangs after the container was
+started).
 """
 
 import argparse
@@ -61,19 +63,6 @@ def exit_code(folder: Path) -> int:
         return 255  # the power was cut
 
 
-def keep(folder: Path, command: list[str], environment: dict[str, str]) -> None:
-    """Runs in a process of its own: the container and the record of its end."""
-    with (folder / "log").open("ab") as log:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
-    (folder / "pid").write_text(str(child.pid))
-    code = child.wait()
-    end = folder / ".exit"
-    end.write_text(str(128 - code if code < 0 else code))
-    end.rename(folder / "exit")
-
-
 def run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="docker run")
     for flag in ("--detach", "--init"):
@@ -115,15 +104,21 @@ def start(folder: Path, told: argparse.Namespace) -> None:
     for each in told.env:
         name, value = each.split("=", 1)
         environment[name] = mounts.get(value, value)  # there is no mount namespace here
-    if os.fork() == 0:
-        os.setsid()
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for handle in (0, 1, 2):
-            os.dup2(nothing, handle)
-        os.closerange(3, 64)
-        (folder / "keeper").write_text(str(os.getpid()))
-        keep(folder, [*PROGRAM, *told.command], environment)
-        os._exit(0)
+    subprocess.Popen(
+        [
+            sys.executable,
+            "-sSEB",
+            str(Path(__file__).with_name("fake_engine.py")),
+            folder,
+            *PROGRAM,
+            *told.command,
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+    )
     while not (folder / "keeper").exists() or not ((folder / "pid").exists() or (folder / "exit").exists()):
         time.sleep(0.002)
 

@@ -1,4 +1,4 @@
-"""A trainer that keeps the contract, for the tests: --crash-at N, --exit N, --steps N, --silent, --deaf; --pace SECONDS."""
+"""A trainer that keeps the trainer contract, for the tests; its flags make it break in various ways."""
 
 import argparse
 import json

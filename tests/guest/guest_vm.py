@@ -1,4 +1,4 @@
-"""A VM made of a directory, for the guest's own scripts: real bash and Python, a fake docker and crontab, a real IMDS."""
+"""A VM made of a directory: real bash and Python, a fake docker and crontab, scheduled events over HTTP."""
 
 import contextlib
 import json
@@ -64,7 +64,7 @@ def eventually(condition: Callable[[], Any], what: str, seconds: float = 15.0) -
 
 @dataclass
 class Imds:
-    """Scheduled events over HTTP, as Azure serves them. answer: what to say instead: a status or raw bytes."""
+    """Scheduled events as Azure serves them. answer: what to say instead, a status or raw bytes."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
     answer: int | bytes | None = None
@@ -148,7 +148,7 @@ class Vm:
     def bash(self, script: str) -> subprocess.CompletedProcess[str]:
         path = self.disk / "script.sh"
         path.write_text(script)
-        return subprocess.run(
+        ran = subprocess.run(
             ["/bin/bash", str(path)],
             env=self.environment,
             capture_output=True,
@@ -156,6 +156,8 @@ class Vm:
             timeout=60,
             check=False,
         )
+        print(ran.stdout, ran.stderr)  # shown when a test fails
+        return ran
 
     def install(self, *arguments: str, container_seconds: float = 30.0, **changes: Any) -> StartOutcome:
         """What `up` does; the arguments go to the trainer."""
@@ -201,7 +203,11 @@ class Vm:
                     pass
 
     def trainers(self) -> list[psutil.Process]:
-        return self.processes("fake_trainer.py")
+        return [
+            each
+            for each in self.processes("fake_trainer.py")
+            if "fake_engine" not in " ".join(each.cmdline())
+        ]
 
     def events(self, name: str = "") -> list[dict[str, Any]]:
         path = self.home / "events.jsonl"
@@ -240,10 +246,10 @@ def vm(tmp_path: Path) -> Iterator[Vm]:
     for name in ("images", "containers", "names"):
         (disk / "engine" / name).mkdir(parents=True)
     (disk / "engine" / "program.json").write_text(
-        json.dumps([sys.executable, "-sEB", str(HERE / "fake_trainer.py")])
+        json.dumps([sys.executable, "-sSEB", str(HERE / "fake_trainer.py")])
     )
     put_program(
-        tools / "docker", f'#!/bin/sh\nexec "{sys.executable}" -sEB "{HERE / "fake_docker.py"}" "$@"\n'
+        tools / "docker", f'#!/bin/sh\nexec "{sys.executable}" -sSEB "{HERE / "fake_docker.py"}" "$@"\n'
     )
     put_program(tools / "crontab", CRONTAB)
     (tools / "python3").symlink_to(sys.executable)
@@ -273,6 +279,9 @@ def vm(tmp_path: Path) -> Iterator[Vm]:
     made = Vm(disk, imds, environment, settings)
     yield made
     made.cut_power()
+    for name in ("startup.log", "eviction.log", "events.jsonl", "state.json"):
+        with contextlib.suppress(OSError):
+            print(f"--- {name}\n" + (made.home / name).read_text(errors="replace")[-3000:])
     server.shutdown()
     server.server_close()
     shutil.rmtree(disk, ignore_errors=True)
@@ -282,3 +291,10 @@ def signal_all(processes: list[psutil.Process], number: int = signal.SIGKILL) ->
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.send_signal(number)
+
+
+def begin_install(vm: Vm) -> "subprocess.Popen[str]":
+    """install() that does not wait; its stdout ends with the marker of n-9."""
+    script = vm.disk / "install.sh"
+    script.write_text(install_script(vm.settings, "n-9", timeout=30))
+    return subprocess.Popen(["/bin/bash", str(script)], env=vm.environment, stdout=subprocess.PIPE, text=True)

@@ -108,7 +108,7 @@ def append_line(path: Path, line: str) -> None:
         os.close(handle)
 
 
-def event(name: str, **fields: Any) -> None:
+def event(name: str, /, **fields: Any) -> None:
     """A line of events.jsonl: what happened and when (epoch seconds)."""
     append_line(ROOT / "events.jsonl", json.dumps({"time": time.time(), "event": name, **fields}))
 

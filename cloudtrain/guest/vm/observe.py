@@ -59,7 +59,7 @@ def brief(seen: dict[str, Any] | None) -> dict[str, Any] | None:
     """progress.json without what no reader knows; any image may write anything there."""
     if seen is None:
         return None
-    kept = {key: seen[key] for key in NUMBERS if isinstance(seen.get(key), (int, float, type(None)))}
+    kept = {key: seen[key] for key in NUMBERS if isinstance(seen.get(key), (int, float))}
     kept.update({key: seen[key][:200] for key in TEXTS if isinstance(seen.get(key), str)})
     metrics = seen.get("metrics")
     if isinstance(metrics, dict):

@@ -24,6 +24,7 @@ import trainer_output  # type: ignore[import-not-found]
 SAVED = 75  # the trainer saved when it was told to end: start me again
 KILLED = (137, 143)  # SIGKILL, SIGTERM
 STOP_SECONDS = 60  # that the engine gives a container to save, on its way down
+TICK_SECONDS = 0.25
 POWER_CUT = (137, 143, 255)  # how a container is found after the VM, or the engine, was cut off
 
 down = threading.Event()  # this VM goes down
@@ -177,8 +178,9 @@ def snapshot() -> None:
     guest.write(guest.ROOT / "progress.before.json", content)
 
 
-def start(wanted: dict[str, Any], old: Any, state: State) -> str:
+def start(wanted: dict[str, Any], old: Any, session: "Session") -> str:
     """Start a new container in place of the old one. Why it failed, or nothing."""
+    state = session.state
     (guest.ROOT / "finished").unlink(missing_ok=True)
     if old is not None:
         guest.docker("rm", "--force", old.id)
@@ -187,7 +189,9 @@ def start(wanted: dict[str, Any], old: Any, state: State) -> str:
     state.stage("start", wanted["image"], starts=begun)
     ran = guest.docker(*run_command(wanted), timeout=600)
     if ran.returncode == 0:
-        guest.event("started", container=ran.stdout.strip()[-64:], start=begun, image=wanted["image"])
+        identifier = ran.stdout.strip()[-64:]
+        session.attended[identifier] = time.monotonic()
+        guest.event("started", container=identifier, start=begun, image=wanted["image"])
         guest.say(f"container started (start {begun})")
         return ""
     reason = ran.stderr.strip()[-300:] or f"docker run ended with {ran.returncode}"
@@ -196,7 +200,7 @@ def start(wanted: dict[str, Any], old: Any, state: State) -> str:
 
 
 class Tick:
-    """What is looked at about once a second while the trainer runs."""
+    """What is looked at while the trainer runs."""
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -215,7 +219,7 @@ class Tick:
             self.checked = time.monotonic()
             if not guest.held(guest.ROOT / "watch.lock"):
                 guest.say("the eviction watcher was gone")
-                guest.detach([sys.executable, "-sEB", str(guest.ROOT / "eviction_watch.py")])
+                guest.detach([sys.executable, "-sSEB", str(guest.ROOT / "eviction_watch.py")])
 
 
 def attend(running: Any, state: State) -> None:
@@ -230,6 +234,7 @@ def attend(running: Any, state: State) -> None:
         now = look(state)
         if now is None or now.id != running.id or not now.runs:
             break
+    tick()
     copy.finish()
 
 
@@ -244,7 +249,7 @@ def wait_for_end(identifier: str, tick: Callable[[], None]) -> None:
     try:
         while True:
             try:
-                client.wait(timeout=0.5)
+                client.wait(timeout=TICK_SECONDS)
                 break
             except subprocess.TimeoutExpired:
                 tick()
@@ -327,7 +332,7 @@ class Session:
 
     def __init__(self) -> None:
         self.state = State()
-        self.attended: dict[str, float] = {}  # containers that it saw running, and since when
+        self.attended: dict[str, float] = {}  # containers that it started or saw running, and since when
         self.pulled = ""
         self.failures = 0
         self.step: int | None = None  # at the last end
@@ -386,7 +391,7 @@ def deal_with_end(ended: Any, wanted: dict[str, Any], session: Session) -> bool:
     if name == "failed":
         memory = ", out of memory" if ended.out_of_memory else ""
         session.try_again(f"the trainer ended with exit code {ended.exit_code}{memory}")
-    elif name == "saved" and begun is not None and time.monotonic() - begun < 10 and not session.progressed():
+    elif name == "saved" and begun is not None and time.monotonic() - begun < 10 and not guest.passed_start():
         session.try_again("the trainer asked at once to be started again")
     return False
 
@@ -401,6 +406,13 @@ def turn(wanted: dict[str, Any], session: Session) -> bool:
     ended = container is not None and container.status not in ("created", "removing")
     if ended and container.id != session.state.fields["judged"]:
         return deal_with_end(container, wanted, session)
+    if guest.stopping():
+        session.state.stage("stopped")
+        return True
+    if guest.evicting():
+        session.state.stage("evicting")
+        pause(3600, until=lambda: not guest.evicting())
+        return False
     if already_finished(wanted):
         session.state.stage("finished")
         return True
@@ -408,7 +420,7 @@ def turn(wanted: dict[str, Any], session: Session) -> bool:
         pull(wanted["image"], session.state)
         session.pulled = wanted["image"]
         return False  # a notice may have come while it was pulled
-    reason = start(wanted, container, session.state)
+    reason = start(wanted, container, session)
     if reason and not down.is_set():
         session.try_again(reason)
     return False
@@ -417,14 +429,7 @@ def turn(wanted: dict[str, Any], session: Session) -> bool:
 def supervise(session: Session) -> None:
     """Until there is nothing left to do, or the VM goes down. Raises Failed."""
     while not down.is_set():
-        wanted = guest.settings()
-        if guest.stopping():
-            session.state.stage("stopped")
-            return
-        if guest.evicting():
-            session.state.stage("evicting")
-            pause(3600, until=lambda: not guest.evicting())
-        elif turn(wanted, session):
+        if turn(guest.settings(), session):
             return
     last = quietly_look()
     if last is not None and last.id in session.attended and not last.runs:

@@ -17,7 +17,7 @@ exec >>"$log" 2>&1 </dev/null
 rm -f "$here/stopping"
 
 # Returns when the watcher runs, this one or one that was there before.
-python3 -sEB "$here/eviction_watch.py" || say "the eviction watcher did not start"
+python3 -sSEB "$here/eviction_watch.py" || say "the eviction watcher did not start"
 
 # The three seconds are for one that is just ending.
 exec 9>>"$here/startup.lock"
@@ -25,4 +25,4 @@ if ! flock -w 3 9; then
   say "already running"
   exit 0
 fi
-exec python3 -sEB "$here/run_trainer.py"
+exec python3 -sSEB "$here/run_trainer.py"
