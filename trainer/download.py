@@ -108,6 +108,8 @@ def _checked(path: Path, total: int, expected: Any) -> Any:
         path.unlink()
         raise DownloadFailed("what came is not what TFDS expects (checksum)")
     info = checksums.UrlInfo(
-        checksum=digest, size=tfds.core.utils.Size(size), filename=expected.filename if expected else path.name
+        checksum=digest,
+        size=tfds.core.utils.Size(size),
+        filename=expected.filename if expected else path.name,
     )
     return downloader.DownloadResult(path=tfds.core.Path(path), url_info=info)
