@@ -260,9 +260,9 @@ class Live(Silent):
     def _print_end(self, step: Timed, kind: type[BaseException] | None) -> None:
         from rich.text import Text
 
-        mark = Text(self._marks[0] + " ", style="green") if kind is None else Text(self._marks[1] + " ", style="red")
+        mark = (self._marks[0], "green") if kind is None else (self._marks[1], "red")
         how = "" if kind is None else outcome(kind) + " "
-        self._print(mark.append(step.title, style="default").append(f"  {how}{duration(step.seconds)}", style="dim"))
+        self._print(Text.assemble(mark, f" {step.title}", (f"  {how}{duration(step.seconds)}", "dim")))
 
     def _print(self, text: Any) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
