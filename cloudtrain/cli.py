@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -110,8 +110,8 @@ def up(
     with call.opened(target) as ctx:
         spec = _spec(call, ctx, settings)
         ctx.progress.note(_where(spec, target))
-        _remember(call, ctx, spec)
-        result = workflow.up(ctx, spec)
+        with _remembered(call, ctx, spec):
+            result = workflow.up(ctx, spec)
         if follow:
             return _follow(call, ctx, result)
     return call.done(result, render.up)
@@ -151,9 +151,12 @@ def _data_set(arguments: tuple[str, ...]) -> str:
     return found
 
 
-def _remember(call: Call, ctx: "Context", spec: "RunSpec") -> None:
+@contextmanager
+def _remembered(call: Call, ctx: "Context", spec: "RunSpec") -> Iterator[None]:
+    """The index knows the run from before its first resource on; a run that was refused leaves no entry."""
     from cloudtrain import runs
     from cloudtrain.azure import names
+    from cloudtrain.workflow.up import current_spec
 
     hint = runs.Hint(
         cloud=ctx.session.cloud,
@@ -162,7 +165,16 @@ def _remember(call: Call, ctx: "Context", spec: "RunSpec") -> None:
         resource_group=names.group(spec.run),
         created=ctx.clock.now().isoformat(timespec="seconds"),
     )
+    known = runs.recall(call.home, hint.cloud, spec.run) is not None
     runs.remember(call.home, spec.run, hint)
+    try:
+        yield
+    except CloudtrainError:
+        # Azure may be out of reach by now, and then nobody knows: the entry stays.
+        with suppress(CloudtrainError):
+            if not known and current_spec(ctx, spec.run) is None:
+                runs.forget(call.home, hint.cloud, spec.run)
+        raise
 
 
 def _follow(call: Call, ctx: "Context", begun: Any) -> Outcome:
