@@ -10,9 +10,6 @@ from datetime import date
 from http import HTTPStatus
 from typing import Any
 
-from werkzeug.exceptions import MethodNotAllowed, NotFound
-from werkzeug.routing import Map, Rule
-
 from cloudtrain.emulator import (
     compute,
     disks,
@@ -102,40 +99,37 @@ class Counters:
 # routing
 
 
-def _lower(path: str) -> str:
-    """ASCII only: what the path's other characters become must not move the rest."""
-    return "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in path)
-
-
-def build_map() -> Map:
-    rules = [Rule(route.path, methods=[route.method], endpoint=route) for route in ROUTES]
-    for rule, route in zip(rules, ROUTES, strict=True):
-        rule.methods = {route.method}  # werkzeug lets every GET answer HEAD too
-    return Map(rules, strict_slashes=False, merge_slashes=False)
-
-
-def match(rules: Map, method: str, path: str) -> tuple[Route, dict[str, str]]:
+def match(method: str, path: str) -> tuple[Route, dict[str, str]]:
     """The operation, and the names of the path in the client's casing. Raises ArmError."""
-    lowered = _lower(path.rstrip("/") or "/")
-    try:
-        rule, lowered_names = rules.bind("management.azure.com").match(lowered, method, return_rule=True)
-    except (NotFound, MethodNotAllowed):
-        raise _not_emulated(method, path) from None
-    names = _original(rule.rule, path, lowered_names)
-    names.pop("subscription", None)
-    return rule.endpoint, names
-
-
-def _original(rule: str, path: str, lowered: Mapping[str, Any]) -> dict[str, str]:
     segments = path.strip("/").split("/")
-    names = {}
-    for index, segment in enumerate(rule.strip("/").split("/")):
-        if segment.startswith("<path:"):  # it comes first: take as many segments as it matched
-            name = segment[len("<path:") : -1]
-            names[name] = "/".join(segments[: str(lowered[name]).count("/") + 1])
-            return names
-        if segment.startswith("<"):
-            names[segment[1:-1]] = segments[index]
+    fitting = [
+        (route, names)
+        for route in ROUTES
+        if route.method == method and (names := _names(route.path.strip("/").split("/"), segments)) is not None
+    ]
+    if not fitting:
+        raise _not_emulated(method, path)
+    route, names = min(fitting, key=lambda fit: len(fit[1]))  # words before names
+    names.pop("subscription", None)
+    return route, names
+
+
+def _names(rule: list[str], segments: list[str]) -> dict[str, str] | None:
+    """What a rule's `<names>` stand for; None when the path is another one. `<path:scope>` takes any number."""
+    names: dict[str, str] = {}
+    if rule[0].startswith("<path:"):
+        scope = len(segments) - len(rule) + 1
+        if scope < 1:
+            return None
+        names[rule[0][len("<path:") : -1]] = "/".join(segments[:scope])
+        rule, segments = rule[1:], segments[scope:]
+    if len(rule) != len(segments):
+        return None
+    for word, segment in zip(rule, segments, strict=True):
+        if word.startswith("<"):
+            names[word[1:-1]] = segment
+        elif word != segment.lower():
+            return None
     return names
 
 
@@ -233,7 +227,6 @@ class App:
     """PEP 3333. Raises StoreError where the database cannot be used: in-process callers get it as it is."""
 
     azure: Azure
-    rules: Map = field(default_factory=build_map)
     counters: Counters = field(default_factory=Counters)
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
@@ -263,7 +256,7 @@ class App:
         subscription = _check_subscription(self.azure, path)
         query = parse_query(str(environ.get("QUERY_STRING", "")))
         api_version = _check_api_version(query)
-        route, names = match(self.rules, method, path)
+        route, names = match(method, path)
         request = Request(method, path, query, _read_body(environ), base_of(environ), api_version, subscription)
         return route, names, request
 

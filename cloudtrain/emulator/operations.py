@@ -100,6 +100,8 @@ def begin(
     takes = timing.SECONDS[kind] if seconds is None else seconds
     given = {**(arguments or {}), "lock": lock}
     operation = Operation(operation_id or guid(), kind, target.lower(), now, now + takes, given, secret=secret)
+    if azure.kinds[kind].perform is _nothing:
+        operation.performed = now
     records.forget_operations(now - _REMEMBERED_SECONDS)
     return records.add_operation(operation)
 

@@ -1,8 +1,10 @@
 """An embedded Azure on machines that are only states, reached through the real SDK clients."""
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,10 +18,26 @@ from azure.mgmt.resource.resources import ResourceManagementClient
 from memory_machines import MemoryMachines
 
 from cloudtrain.azure.wsgi_transport import ClockedTransport, WsgiAdapter
-from cloudtrain.clock import Clock, SystemClock
+from cloudtrain.clock import Clock
 from cloudtrain.emulator.embedded import EmbeddedAzure
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE5m1u1xKq4o3eMl2l7A4b9f7vW0gX8Jr4a0c5Y2ZkQp test"
+
+
+class VirtualClock:
+    """Time passes only where somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._now = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+        self._mutex = threading.Lock()
+
+    def now(self) -> datetime:
+        with self._mutex:
+            return self._now
+
+    def sleep(self, seconds: float) -> None:
+        with self._mutex:
+            self._now += timedelta(seconds=max(0.0, seconds))
 
 
 class Bearer(SansIOHTTPPolicy):
@@ -176,7 +194,7 @@ class Cloud:
 
 
 def open_cloud(root: Path, *, fresh: bool = False, clock: Clock | None = None) -> Cloud:
-    clock = clock or SystemClock()
+    clock = clock or VirtualClock()
     machines = MemoryMachines(root / "machines", clock)
     return Cloud(EmbeddedAzure(root, clock=clock, machines=machines, fresh=fresh), machines, clock)
 
@@ -190,6 +208,6 @@ def cloud(tmp_path: Path) -> Iterator[Cloud]:
 
 @pytest.fixture
 def fresh_cloud(tmp_path: Path) -> Iterator[Cloud]:
-    opened = open_cloud(tmp_path / "emulator", fresh=True)
+    opened = open_cloud(tmp_path / "fresh", fresh=True)
     yield opened
     opened.azure.close()
