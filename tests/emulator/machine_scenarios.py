@@ -348,10 +348,10 @@ def a_hung_supervisor_does_not_keep_its_vm_on(world: World) -> None:
 def a_host_that_rebooted_is_noticed(world: World) -> None:
     machines = world.machines()
     machines.boot(SPEC)
-    os.kill(supervisor(world), signal.SIGKILL)
-    until(lambda: not supervisors(world))
     state = world.root / VM / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "host_boot": "another boot"}))
+    os.kill(supervisor(world), signal.SIGKILL)
+    until(lambda: not machines.power(VM).on)
     assert machines.power(VM).cause is OffCause.HOST_REBOOTED
     machines.boot(SPEC)
     assert machines.power(VM).boot == 2
