@@ -298,7 +298,11 @@ def an_interrupted_script_is_never_run_again(world: World) -> None:
     machines = world.machines()
     machines.boot(SPEC)
     keys = []
-    ends: list[Callable[[str], None]] = [machines.reboot, machines.power_off, lambda vm: machines.evict(vm, 0)]
+    ends: list[Callable[[str], None]] = [
+        machines.reboot,
+        machines.power_off,
+        lambda vm: machines.evict(vm, 0),
+    ]
     for end in ends:
         text = 'echo run >> "${CLOUDTRAIN_ROOT:-}/root/runs"; echo on its way; sleep 600'
         key = machines.start_script(VM, Script("managed", "long", text))
@@ -371,7 +375,11 @@ def an_eviction_gives_notice_and_then_cuts(world: World) -> None:
     _, document = imds(url, EVENTS)
     assert document["DocumentIncarnation"] > idle["DocumentIncarnation"]
     [event] = document["Events"]
-    assert (event["EventType"], event["EventStatus"], event["EventSource"]) == ("Preempt", "Scheduled", "Platform")
+    assert (event["EventType"], event["EventStatus"], event["EventSource"]) == (
+        "Preempt",
+        "Scheduled",
+        "Platform",
+    )
     assert (event["Resources"], event["DurationInSeconds"]) == (["run-g1"], -1)
     assert abs(parsedate_to_datetime(event["NotBefore"]).timestamp() - begun - 1) < 1.5
     until(lambda: not machines.power(VM).on)
@@ -468,7 +476,9 @@ def docker_runs_the_trainer(world: World) -> None:
     state = "docker inspect --type container -f '{{.State.Status}} {{.State.ExitCode}} {{.State.Running}}'"
     assert output(machines, f"{state} cloudtrain-trainer") == "running 0 true\n"
     labels = "'{{index .Config.Labels \"run\"}} {{json .Config.Labels}} {{.Name}}'"
-    assert output(machines, f"docker inspect -f {labels} {identifier}") == 'r {"run":"r"} /cloudtrain-trainer\n'
+    assert (
+        output(machines, f"docker inspect -f {labels} {identifier}") == 'r {"run":"r"} /cloudtrain-trainer\n'
+    )
     assert output(machines, "docker ps -q --filter name=cloudtrain-trainer") == identifier[:12] + "\n"
     listed = output(machines, "docker container ls --format '{{.Names}} {{.Label \"run\"}}'")
     assert listed == "cloudtrain-trainer r\n"
@@ -497,7 +507,12 @@ def docker_answers_as_docker_does(world: World) -> None:
     for line, code, stdout, stderr in (
         ("docker info --format '{{.ServerVersion}}'", 0, r"\d+\.\d+\.\d+\n", ""),
         ("docker version", 0, r"Client:.*Server.*", ""),
-        ("docker image inspect cloudtrain-trainer:latest -f '{{.RepoTags}}'", 0, r"\[cloudtrain-trainer:latest\]\n", ""),
+        (
+            "docker image inspect cloudtrain-trainer:latest -f '{{.RepoTags}}'",
+            0,
+            r"\[cloudtrain-trainer:latest\]\n",
+            "",
+        ),
         ("docker image inspect other", 1, r"\[\]\n", r"Error: No such image: other\n"),
         ("docker pull cloudtrain-trainer", 0, r".*Image is up to date.*", ""),
         ("docker pull other", 1, "", r".*pull access denied for other.*holds only the trainer.*"),
@@ -510,7 +525,12 @@ def docker_answers_as_docker_does(world: World) -> None:
         ("docker wait none", 1, "", r"Error response from daemon: No such container: none\n"),
         ("docker rm -f none", 0, "", r".*No such container: none\n"),
         ("docker container run --rm cloudtrain-trainer --end 7", 7, r"begun --end 7\n", r"a warning\n"),
-        ("docker run --rm --init cloudtrain-trainer --end 0; docker ps -aq", 0, r"begun --end 0\n", r"a warning\n"),
+        (
+            "docker run --rm --init cloudtrain-trainer --end 0; docker ps -aq",
+            0,
+            r"begun --end 0\n",
+            r"a warning\n",
+        ),
     ):
         result = run(machines, line)
         assert result.exit_code == code, (line, result)
@@ -706,7 +726,9 @@ def only_a_container_with_an_init_dies_of_sigterm(world: World) -> None:
     output(machines, "docker run -d --name plain sleep; docker run -d --name tiny --init sleep")
     until(lambda: output(machines, "docker logs plain; docker logs tiny") == "up\nup\n")
     output(machines, "docker kill -s TERM plain; docker kill -s TERM tiny")
-    assert output(machines, "docker wait tiny; docker inspect -f '{{.State.Status}}' plain") == "143\nrunning\n"
+    assert (
+        output(machines, "docker wait tiny; docker inspect -f '{{.State.Status}}' plain") == "143\nrunning\n"
+    )
     assert output(machines, "docker stop -t 0 plain; docker wait plain") == "plain\n137\n"
 
 

@@ -63,7 +63,9 @@ class ProcessMachines:
     """
 
     kind = "process"
-    impatience = 15.0  # seconds after which a supervisor that holds the lock and does not answer is taken for hung
+    impatience = (
+        15.0  # seconds after which a supervisor that holds the lock and does not answer is taken for hung
+    )
 
     def __init__(
         self,
