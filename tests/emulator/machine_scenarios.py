@@ -228,7 +228,9 @@ def what_is_on_the_disk_survives(world: World) -> None:
         'R="${CLOUDTRAIN_ROOT:-}"; mkdir -p $R/cloudtrain/models; '
         'for d in cloudtrain/models root home var mnt tmp; do echo kept > "$R/$d/file"; done',
     )
-    look = 'cd "${CLOUDTRAIN_ROOT:-/}"; for d in cloudtrain/models root home var mnt tmp; do cat $d/file && echo $d; done'
+    look = (
+        'cd "${CLOUDTRAIN_ROOT:-/}"; for d in cloudtrain/models root home var mnt tmp; do cat $d/file && echo $d; done'
+    )
     machines.reboot(VM)
     kept = ["cloudtrain/models", "root", "home", "var", "mnt"]  # Ubuntu empties /tmp
     assert [word for word in run(machines, look).stdout.decode().split() if word != "kept"] == kept
@@ -476,9 +478,7 @@ def docker_runs_the_trainer(world: World) -> None:
     state = "docker inspect --type container -f '{{.State.Status}} {{.State.ExitCode}} {{.State.Running}}'"
     assert output(machines, f"{state} cloudtrain-trainer") == "running 0 true\n"
     labels = "'{{index .Config.Labels \"run\"}} {{json .Config.Labels}} {{.Name}}'"
-    assert (
-        output(machines, f"docker inspect -f {labels} {identifier}") == 'r {"run":"r"} /cloudtrain-trainer\n'
-    )
+    assert output(machines, f"docker inspect -f {labels} {identifier}") == 'r {"run":"r"} /cloudtrain-trainer\n'
     assert output(machines, "docker ps -q --filter name=cloudtrain-trainer") == identifier[:12] + "\n"
     listed = output(machines, "docker container ls --format '{{.Names}} {{.Label \"run\"}}'")
     assert listed == "cloudtrain-trainer r\n"
@@ -705,10 +705,7 @@ def the_host_is_out_of_sight(world: World) -> None:
 
 
 def a_container_sees_only_its_own_files(world: World) -> None:
-    look = (
-        "import os, socket\n"
-        "print(sorted(os.listdir('.')), os.getpid(), len(socket.gethostname()), dict(os.environ))"
-    )
+    look = "import os, socket\nprint(sorted(os.listdir('.')), os.getpid(), len(socket.gethostname()), dict(os.environ))"
     machines = replace(world, images={"look": [sys.executable, "-c", look]}).machines()
     machines.boot(SPEC)
     output(machines, "mkdir -p /cloudtrain/models /cloudtrain/secret")
@@ -726,9 +723,7 @@ def only_a_container_with_an_init_dies_of_sigterm(world: World) -> None:
     output(machines, "docker run -d --name plain sleep; docker run -d --name tiny --init sleep")
     until(lambda: output(machines, "docker logs plain; docker logs tiny") == "up\nup\n")
     output(machines, "docker kill -s TERM plain; docker kill -s TERM tiny")
-    assert (
-        output(machines, "docker wait tiny; docker inspect -f '{{.State.Status}}' plain") == "143\nrunning\n"
-    )
+    assert output(machines, "docker wait tiny; docker inspect -f '{{.State.Status}}' plain") == "143\nrunning\n"
     assert output(machines, "docker stop -t 0 plain; docker wait plain") == "plain\n137\n"
 
 

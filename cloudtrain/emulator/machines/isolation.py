@@ -94,9 +94,7 @@ def _help_isolate(ours: socket.socket, keeper: int) -> int:
 def _expect(ours: socket.socket, word: bytes) -> None:
     said = ours.recv(4096)
     if said != word:
-        raise CannotIsolate(
-            said.decode(errors="replace") or "the process in the new namespaces ended at once"
-        )
+        raise CannotIsolate(said.decode(errors="replace") or "the process in the new namespaces ended at once")
 
 
 def _await_booted(channel: Channel) -> None:

@@ -16,14 +16,14 @@ class Row:
 
 
 def rows() -> Iterator[Row]:
-    for name in os.listdir("/proc"):
-        if name.isdigit():
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
             try:
-                text = Path("/proc", name, "stat").read_text(errors="replace")
+                text = (path / "stat").read_text(errors="replace")
             except OSError:  # it ended while we looked
                 continue
             state, parent, _, session, *_ = text.rpartition(")")[2].split()
-            yield Row(int(name), int(parent), int(session), state in "ZX")
+            yield Row(int(path.name), int(parent), int(session), state in "ZX")
 
 
 def descendants(ancestor: int, without_those_of: Container[int] = ()) -> list[int]:
