@@ -228,7 +228,9 @@ def what_is_on_the_disk_survives(world: World) -> None:
         'R="${CLOUDTRAIN_ROOT:-}"; mkdir -p $R/cloudtrain/models; '
         'for d in cloudtrain/models root home var mnt tmp; do echo kept > "$R/$d/file"; done',
     )
-    look = 'cd "${CLOUDTRAIN_ROOT:-/}"; for d in cloudtrain/models root home var mnt tmp; do cat $d/file && echo $d; done'
+    look = (
+        'cd "${CLOUDTRAIN_ROOT:-/}"; for d in cloudtrain/models root home var mnt tmp; do cat $d/file && echo $d; done'
+    )
     machines.reboot(VM)
     kept = ["cloudtrain/models", "root", "home", "var", "mnt"]  # Ubuntu empties /tmp
     assert [word for word in run(machines, look).stdout.decode().split() if word != "kept"] == kept
@@ -298,7 +300,11 @@ def an_interrupted_script_is_never_run_again(world: World) -> None:
     machines = world.machines()
     machines.boot(SPEC)
     keys = []
-    ends: list[Callable[[str], None]] = [machines.reboot, machines.power_off, lambda vm: machines.evict(vm, 0)]
+    ends: list[Callable[[str], None]] = [
+        machines.reboot,
+        machines.power_off,
+        lambda vm: machines.evict(vm, 0),
+    ]
     for end in ends:
         text = 'echo run >> "${CLOUDTRAIN_ROOT:-}/root/runs"; echo on its way; sleep 600'
         key = machines.start_script(VM, Script("managed", "long", text))
@@ -348,10 +354,10 @@ def a_hung_supervisor_does_not_keep_its_vm_on(world: World) -> None:
 def a_host_that_rebooted_is_noticed(world: World) -> None:
     machines = world.machines()
     machines.boot(SPEC)
-    os.kill(supervisor(world), signal.SIGKILL)
-    until(lambda: not supervisors(world))
     state = world.root / VM / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "host_boot": "another boot"}))
+    os.kill(supervisor(world), signal.SIGKILL)
+    until(lambda: not machines.power(VM).on)
     assert machines.power(VM).cause is OffCause.HOST_REBOOTED
     machines.boot(SPEC)
     assert machines.power(VM).boot == 2
@@ -371,7 +377,11 @@ def an_eviction_gives_notice_and_then_cuts(world: World) -> None:
     _, document = imds(url, EVENTS)
     assert document["DocumentIncarnation"] > idle["DocumentIncarnation"]
     [event] = document["Events"]
-    assert (event["EventType"], event["EventStatus"], event["EventSource"]) == ("Preempt", "Scheduled", "Platform")
+    assert (event["EventType"], event["EventStatus"], event["EventSource"]) == (
+        "Preempt",
+        "Scheduled",
+        "Platform",
+    )
     assert (event["Resources"], event["DurationInSeconds"]) == (["run-g1"], -1)
     assert abs(parsedate_to_datetime(event["NotBefore"]).timestamp() - begun - 1) < 1.5
     until(lambda: not machines.power(VM).on)
@@ -497,7 +507,12 @@ def docker_answers_as_docker_does(world: World) -> None:
     for line, code, stdout, stderr in (
         ("docker info --format '{{.ServerVersion}}'", 0, r"\d+\.\d+\.\d+\n", ""),
         ("docker version", 0, r"Client:.*Server.*", ""),
-        ("docker image inspect cloudtrain-trainer:latest -f '{{.RepoTags}}'", 0, r"\[cloudtrain-trainer:latest\]\n", ""),
+        (
+            "docker image inspect cloudtrain-trainer:latest -f '{{.RepoTags}}'",
+            0,
+            r"\[cloudtrain-trainer:latest\]\n",
+            "",
+        ),
         ("docker image inspect other", 1, r"\[\]\n", r"Error: No such image: other\n"),
         ("docker pull cloudtrain-trainer", 0, r".*Image is up to date.*", ""),
         ("docker pull other", 1, "", r".*pull access denied for other.*holds only the trainer.*"),
@@ -510,7 +525,12 @@ def docker_answers_as_docker_does(world: World) -> None:
         ("docker wait none", 1, "", r"Error response from daemon: No such container: none\n"),
         ("docker rm -f none", 0, "", r".*No such container: none\n"),
         ("docker container run --rm cloudtrain-trainer --end 7", 7, r"begun --end 7\n", r"a warning\n"),
-        ("docker run --rm --init cloudtrain-trainer --end 0; docker ps -aq", 0, r"begun --end 0\n", r"a warning\n"),
+        (
+            "docker run --rm --init cloudtrain-trainer --end 0; docker ps -aq",
+            0,
+            r"begun --end 0\n",
+            r"a warning\n",
+        ),
     ):
         result = run(machines, line)
         assert result.exit_code == code, (line, result)
@@ -685,10 +705,7 @@ def the_host_is_out_of_sight(world: World) -> None:
 
 
 def a_container_sees_only_its_own_files(world: World) -> None:
-    look = (
-        "import os, socket\n"
-        "print(sorted(os.listdir('.')), os.getpid(), len(socket.gethostname()), dict(os.environ))"
-    )
+    look = "import os, socket\nprint(sorted(os.listdir('.')), os.getpid(), len(socket.gethostname()), dict(os.environ))"
     machines = replace(world, images={"look": [sys.executable, "-c", look]}).machines()
     machines.boot(SPEC)
     output(machines, "mkdir -p /cloudtrain/models /cloudtrain/secret")

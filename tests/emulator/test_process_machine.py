@@ -42,9 +42,7 @@ def why_no_namespaces() -> str:
 
 
 def _machines(root: Path, *, without_namespaces: bool) -> ProcessMachines:
-    return ProcessMachines(
-        root, clock=SystemClock(), images={}, readable=[], without_namespaces=without_namespaces
-    )
+    return ProcessMachines(root, clock=SystemClock(), images={}, readable=[], without_namespaces=without_namespaces)
 
 
 @cache
@@ -55,9 +53,7 @@ def python_for_nobody() -> str:
     check = "import sys; sys.exit(sys.version_info < (3, 11))"
     for path in filter(None, [sys.executable, *names]):
         try:
-            done = subprocess.run(
-                [path, "-I", "-c", check], user=NOBODY, group=NOBODY, env={}, capture_output=True
-            )
+            done = subprocess.run([path, "-I", "-c", check], user=NOBODY, group=NOBODY, env={}, capture_output=True)
         except OSError:
             continue
         if done.returncode == 0:

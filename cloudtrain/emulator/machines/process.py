@@ -119,9 +119,7 @@ class ProcessMachines:
         finally:
             os.close(lock)
 
-    def _start_supervisor(
-        self, vm: VmDirectory, spec: MachineSpec, before: State, lock: int, kind: str
-    ) -> str:
+    def _start_supervisor(self, vm: VmDirectory, spec: MachineSpec, before: State, lock: int, kind: str) -> str:
         """'ok', or what went wrong."""
         write_json(vm.config, self._config(spec, before, kind))
         (vm.path / "ctl.sock").unlink(missing_ok=True)
@@ -143,9 +141,7 @@ class ProcessMachines:
             )
         os.close(writer)
         with os.fdopen(reader, "rb") as said:
-            return (
-                said.read().decode(errors="replace") or f"its supervisor ended without a word: see {vm.log}"
-            )
+            return said.read().decode(errors="replace") or f"its supervisor ended without a word: see {vm.log}"
 
     def _config(self, spec: MachineSpec, before: State, kind: str) -> dict[str, Any]:
         return {
@@ -288,9 +284,7 @@ class ProcessMachines:
         if answer is None:
             raise MachineError("The VM is off, or its agent does not answer.")
         if "key" not in answer:
-            raise MachineError(
-                f"The agent did not take the script: {answer.get('error', 'the VM went off')}."
-            )
+            raise MachineError(f"The agent did not take the script: {answer.get('error', 'the VM went off')}.")
         return str(answer["key"])
 
     def script(self, vm_id: str, key: str) -> ScriptResult:

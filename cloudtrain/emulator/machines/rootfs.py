@@ -144,9 +144,7 @@ def _link_to(source: Path, vm: VmDirectory) -> None:
     shown = Path("/.host", source.name)
     namespaces.bind(source, vm.root / shown.relative_to("/"), read_only=True)
     own = {name: vm.disk / "usr" / name for name in ("bin", "sbin", "local/bin")}
-    programs = {
-        name: {path.name: path.read_bytes() for path in place.iterdir()} for name, place in own.items()
-    }
+    programs = {name: {path.name: path.read_bytes() for path in place.iterdir()} for name, place in own.items()}
     target = vm.root / "usr"
     namespaces.mount("tmpfs", target, "tmpfs", 0, "mode=755")
     _link_entries(source, shown, target, apart={"bin", "sbin", "local"})

@@ -59,9 +59,7 @@ def engine() -> Engine | None:
     told = read_json(prefix / "run/docker/engine.json")
     if told is None:
         return None
-    return Engine(
-        prefix, told["images"], told["environment"], told["library_path"], told["readable"], told["isolated"]
-    )
+    return Engine(prefix, told["images"], told["environment"], told["library_path"], told["readable"], told["isolated"])
 
 
 def normalised(reference: str) -> str:
@@ -241,9 +239,7 @@ def inspection(on: Engine, container: Container) -> dict[str, Any]:
         "Name": f"/{container.name}",
         "RestartCount": 0,
         "HostConfig": {
-            "Binds": [
-                f"{host}:{inside}{':ro' if fixed else ''}" for host, inside, fixed in container.volumes
-            ],
+            "Binds": [f"{host}:{inside}{':ro' if fixed else ''}" for host, inside, fixed in container.volumes],
             "LogConfig": {"Type": container.log_driver, "Config": container.log_options},
             "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
             "AutoRemove": container.auto_remove,
