@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import sys
 import threading
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the flags say. Returns the exit code; raises SystemExit when asked to stop."""
     stop = StopRequest()
     stop.install()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # container.log is followed while it is written
     options = parse(arguments)
     try:
         _require_packages()

@@ -80,9 +80,7 @@ def test_started_again_after_the_end_it_says_so_at_once(alone: Trainer) -> None:
     assert alone.journal() == before
 
 
-def test_killed_and_stopped_it_ends_with_the_same_bits_as_left_alone(
-    alone: Trainer, trainer: Trainer
-) -> None:
+def test_killed_and_stopped_it_ends_with_the_same_bits(alone: Trainer, trainer: Trainer) -> None:
     process = trainer.start(*JOB)
     trainer.await_step(process, 50)
     trainer.stop(process, signal.SIGKILL)
