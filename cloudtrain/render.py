@@ -187,8 +187,7 @@ def list_runs(result: "ListResult", paint: Paint) -> list[str]:
     if not result.runs:
         return [f"No runs on {place}."]
     rows = [
-        (entry.run, entry.state, entry.size, entry.location, entry.cloud, entry.created.replace("T", " "))
-        for entry in result.runs
+        (entry.run, entry.state, entry.size, entry.location, entry.cloud, _when(entry.created)) for entry in result.runs
     ]
     return _table(("run", "state", "size", "location", "cloud", "created"), rows, paint)
 
@@ -230,7 +229,7 @@ def _training_rows(training: "Training | None") -> list[Row]:
     if training.metrics:
         rows.append(("metrics", "  ".join(f"{name} {value:.4g}" for name, value in training.metrics.items())))
     if training.as_of:
-        rows.append(("as of", training.as_of.replace("T", " ") + " (last known)"))
+        rows.append(("as of", _when(training.as_of) + " (last known)"))
     return rows
 
 
@@ -308,6 +307,10 @@ def _step(step: int | None) -> str:
 
 def _seconds(seconds: float | None) -> str:
     return "unknown" if seconds is None else f"{seconds:g} s"
+
+
+def _when(iso: str) -> str:
+    return iso.replace("T", " ").replace("+00:00", " UTC")
 
 
 def _quoted(argument: str) -> str:
