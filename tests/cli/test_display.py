@@ -4,10 +4,10 @@ import re
 import sys
 import textwrap
 
-from conftest import REPOSITORY
+from .conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
-from test_face import terminal_output
+from .test_face import terminal_output
 
 from cloudtrain.display import Cleaner, LogLines, clean, duration
 

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import CommandLine
+from .conftest import CommandLine
 
 HEAVY = {"azure", "docker", "tensorflow", "requests", "werkzeug", "rich", "msgspec", "platformdirs", "cryptography"}
 VERBS = ["up", "status", "logs", "stop", "restart", "simulate-eviction", "down", "list", "emulator"]

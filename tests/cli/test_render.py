@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import REPOSITORY
+from .conftest import REPOSITORY
 
 from cloudtrain import render
 from cloudtrain.workflow.down import DownResult

@@ -15,7 +15,7 @@ from azure.core.pipeline.policies import SansIOHTTPPolicy
 from azure.mgmt.compute import ComputeManagementClient
 from azure.mgmt.network import NetworkManagementClient
 from azure.mgmt.resource.resources import ResourceManagementClient
-from memory_machines import MemoryMachines
+from .memory_machines import MemoryMachines
 
 from cloudtrain.azure.wsgi_transport import ClockedTransport, WsgiAdapter
 from cloudtrain.clock import Clock

@@ -1,6 +1,6 @@
 """Sizes, quotas and images: real shapes, the emulator's own figures."""
 
-from conftest import Cloud
+from .conftest import Cloud
 
 LOCATION = "/providers/Microsoft.Compute/locations/eastus"
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
-from conftest import Cloud
+from .conftest import Cloud
 
 
 def test_a_new_group_is_201_and_one_that_exists_200(cloud: Cloud) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 from azure.core.exceptions import ResourceNotFoundError
-from conftest import Cloud
+from .conftest import Cloud
 
 
 def test_a_spot_vm_is_made_evicted_started_and_deleted_with_its_group(cloud: Cloud) -> None:

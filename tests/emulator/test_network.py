@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from azure.core.exceptions import HttpResponseError
-from conftest import Cloud
+from .conftest import Cloud
 
 NET = "/resourceGroups/g/providers/Microsoft.Network"
 VNET = {

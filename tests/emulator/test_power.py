@@ -2,7 +2,7 @@
 
 import pytest
 from azure.core.exceptions import HttpResponseError, ResourceExistsError
-from conftest import Cloud
+from .conftest import Cloud
 
 from cloudtrain.emulator.machines import OffCause
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from azure.core.exceptions import ResourceExistsError
-from conftest import Cloud, open_cloud
+from .conftest import Cloud, open_cloud
 
 from cloudtrain.emulator.machines import OffCause
 

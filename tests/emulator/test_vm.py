@@ -4,7 +4,7 @@ import base64
 from typing import Any
 
 import pytest
-from conftest import KEY, Cloud
+from .conftest import KEY, Cloud
 
 VM = "/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/vm"
 NVIDIA = {"publisher": "nvidia", "offer": "ngc_azure_17_11", "version": "latest"}

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from guest_vm import Vm, begin_install, event, eventually, put_program, signal_all
+from .guest_vm import Vm, begin_install, event, eventually, put_program, signal_all
 
 
 def order(vm: Vm) -> list[str]:

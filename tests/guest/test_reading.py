@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from guest_vm import Vm, eventually
+from .guest_vm import Vm, eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

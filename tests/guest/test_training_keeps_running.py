@@ -3,7 +3,7 @@
 import json
 
 import psutil
-from guest_vm import Vm, begin_install, eventually, signal_all
+from .guest_vm import Vm, begin_install, eventually, signal_all
 
 
 def test_the_first_installation_ends_at_the_first_step(vm: Vm) -> None:

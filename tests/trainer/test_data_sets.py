@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from conftest import Trainer
+from .conftest import Trainer
 
 from trainer import drawing
 from trainer.data import Batches

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Trainer
+from .conftest import REPOSITORY, Trainer
 
 TINY = ("--dataset", "tiny:data", "--model", "tiny:model", "--batch-size", "8")
 JOB = (*TINY, "--epochs", "40", "--checkpoint-interval", "10")
