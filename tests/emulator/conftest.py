@@ -3,8 +3,9 @@
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,9 +13,6 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from azure.core.pipeline.policies import SansIOHTTPPolicy
-from azure.mgmt.compute import ComputeManagementClient
-from azure.mgmt.network import NetworkManagementClient
-from azure.mgmt.resource.resources import ResourceManagementClient
 from .memory_machines import MemoryMachines
 
 from cloudtrain.azure.wsgi_transport import ClockedTransport, WsgiAdapter
@@ -63,20 +61,35 @@ class Cloud:
     azure: EmbeddedAzure
     machines: MemoryMachines
     clock: Clock
-    sent: list[Any] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
+    # The clients are imported where they are used: the processes that the tests start do without.
+
+    @cached_property
+    def compute(self) -> Any:
+        from azure.mgmt.compute import ComputeManagementClient
+
+        return ComputeManagementClient(object(), self.azure.subscription_id, **self._options())
+
+    @cached_property
+    def network(self) -> Any:
+        from azure.mgmt.network import NetworkManagementClient
+
+        return NetworkManagementClient(object(), self.azure.subscription_id, **self._options())
+
+    @cached_property
+    def resources(self) -> Any:
+        from azure.mgmt.resource.resources import ResourceManagementClient
+
+        return ResourceManagementClient(object(), self.azure.subscription_id, **self._options())
+
+    def _options(self) -> dict[str, Any]:
         http = requests.Session()
         http.mount("https://", WsgiAdapter(self.azure))
-        options = {
+        return {
             "transport": ClockedTransport(self.clock, session=http, session_owner=False),
             "authentication_policy": Bearer(self.azure.token),
             "retry_total": 0,
         }
-        subscription = self.azure.subscription_id
-        self.compute = ComputeManagementClient(object(), subscription, **options)
-        self.network = NetworkManagementClient(object(), subscription, **options)
-        self.resources = ResourceManagementClient(object(), subscription, **options)
 
     @property
     def subscription(self) -> str:
