@@ -7,9 +7,9 @@ once, as with `userInitiatedReboot.automaticallyApprove`). There is no managed i
 
 import json
 import re
+import time
 import uuid
 from dataclasses import dataclass, field
-from email.utils import formatdate
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -36,7 +36,7 @@ class ScheduledEvents:
                 "EventType": "Preempt",
                 "ResourceType": "VirtualMachine",
                 "Resources": [self.vm_name],
-                "NotBefore": formatdate(not_before, usegmt=True),
+                "NotBefore": time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(not_before)),
                 "Description": "",
                 "EventSource": "Platform",
                 "DurationInSeconds": -1,

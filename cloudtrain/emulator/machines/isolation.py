@@ -6,6 +6,7 @@ children until there are none.
 """
 
 import contextlib
+import errno
 import itertools
 import os
 import select
@@ -215,7 +216,8 @@ def _isolate(theirs: socket.socket, lifeline: int) -> None:
         if uid != 0:
             namespaces.write_own_map(uid, gid)
     except OSError as error:
-        theirs.sendall(str(error).encode())
+        limit = " (the limit user.max_user_namespaces)" if error.errno == errno.ENOSPC else ""
+        theirs.sendall(f"{error}{limit}".encode())
         os._exit(1)
     theirs.sendall(b"unshared")
     if theirs.recv(4096) != b"mapped":

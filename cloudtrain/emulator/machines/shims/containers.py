@@ -9,8 +9,8 @@ import fcntl
 import hashlib
 import json
 import os
+import random
 import re
-import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -199,13 +199,13 @@ def find(on: Engine, wanted: str) -> Container:
 
 
 def new_id() -> str:
-    return secrets.token_hex(32)
+    return os.urandom(32).hex()
 
 
 def new_name() -> str:
     moods = "bold brave calm clever eager fervent gentle happy keen lucid nifty quirky serene vibrant zen"
     people = "babbage curie dijkstra hopper jang knuth lamport lovelace mccarthy noether pike turing wing"
-    return f"{secrets.choice(moods.split())}_{secrets.choice(people.split())}{secrets.randbelow(1000)}"
+    return f"{random.choice(moods.split())}_{random.choice(people.split())}{random.randrange(1000)}"
 
 
 def shown_time(seconds: float) -> str:
