@@ -227,7 +227,7 @@ def _training_rows(training: "Training | None") -> list[Row]:
         came_from = "" if training.resumed_from_step is None else f", last from step {training.resumed_from_step}"
         rows.append(("resumed", _count(training.resumes, "time") + came_from))
     if training.metrics:
-        rows.append(("metrics", "  ".join(f"{name} {value:.4g}" for name, value in training.metrics.items())))
+        rows.append(("metrics", ", ".join(f"{name} {value:.4g}" for name, value in training.metrics.items())))
     if training.as_of:
         rows.append(("as of", _when(training.as_of) + " (last known)"))
     return rows
