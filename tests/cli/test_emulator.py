@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from conftest import CommandLine
+from tests.cli.conftest import CommandLine
 
 STATUS = (
     "directory",
