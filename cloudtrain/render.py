@@ -293,7 +293,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], paint: Paint) -> 
 
 def _next(paint: Paint, *commands: Row) -> list[str]:
     width = max((len(command) for command, _ in commands), default=0)
-    return [f"  {paint(command.ljust(width), 'cyan')}  {why}" for command, why in commands]
+    lines = [f"  {paint(command.ljust(width), 'cyan')}  {why}" for command, why in commands]
+    return ["What next:", *lines] if lines else []
 
 
 def _count(number: int, noun: str) -> str:
@@ -305,7 +306,7 @@ def _step(step: int | None) -> str:
 
 
 def _seconds(seconds: float | None) -> str:
-    return "unknown" if seconds is None else f"{seconds:g} s"
+    return "unknown" if seconds is None else f"{seconds:.1f} s"
 
 
 def _when(iso: str) -> str:
