@@ -384,12 +384,10 @@ def emulator_reset(
 ) -> Outcome:
     """End every VM of the rehearsals, remove all."""
     from cloudtrain import render, runs
-    from cloudtrain.azure.session import embedded_azure
-    from cloudtrain.clock import SystemClock
 
     if not yes:
         _confirm("This ends every rehearsal and removes their VMs and disks.")
-    emulator = embedded_azure(call.home, SystemClock())
+    emulator = _emulator_at_any_rate(call.home)
     try:
         emulator.reset(fresh=fresh)
         fields = emulator.status()
@@ -398,6 +396,22 @@ def emulator_reset(
     for name in runs.known_runs(call.home, "embedded"):
         runs.forget(call.home, "embedded", name)
     return call.done(fields, render.emulator)
+
+
+def _emulator_at_any_rate(home: Path) -> Any:
+    """The embedded Azure, with an empty database where the one it has cannot be read. VMs are found by their disks."""
+    from cloudtrain.azure.session import embedded_azure
+    from cloudtrain.clock import SystemClock
+
+    try:
+        return embedded_azure(home, SystemClock())
+    except CloudtrainError as error:
+        if error.code != "DamagedStore":
+            raise
+    from cloudtrain.emulator import store
+
+    store.remove(home / "emulator")
+    return embedded_azure(home, SystemClock())
 
 
 def _confirm(warning: str) -> None:

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from .conftest import CommandLine
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from .conftest import CommandLine
 
 # cloudtrain.toml -> what the message has to say.
 WRONG_FILES = {

@@ -4,12 +4,13 @@ import re
 import sys
 import textwrap
 
-from .conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
-from .test_face import terminal_output
 
 from cloudtrain.display import Cleaner, LogLines, clean, duration
+
+from .conftest import REPOSITORY
+from .test_face import terminal_output
 
 SCRIPT = """
 import sys, threading

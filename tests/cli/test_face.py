@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+
 from .conftest import CommandLine
 
 HEAVY = {"azure", "docker", "tensorflow", "requests", "werkzeug", "rich", "msgspec", "platformdirs", "cryptography"}
@@ -163,7 +164,7 @@ def test_an_environment_variable_never_chooses_azure(quick: Any, monkeypatch: py
 
 
 def test_which_cloud_a_verb_works_on(quick: Any, cloudtrain: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_bad_input import remember
+    from tests.cli.test_bad_input import remember
 
     asked: list[tuple[str, str | None]] = []
 

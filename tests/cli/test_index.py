@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from .conftest import REPOSITORY
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
 from cloudtrain import runs
 from cloudtrain.errors import CloudtrainError
+
+from .conftest import REPOSITORY
 
 
 def hint(cloud: str = "embedded", created: str = "2026-01-01T00:00:00+00:00") -> runs.Hint:

@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from .conftest import REPOSITORY
 
 from cloudtrain import render
 from cloudtrain.workflow.down import DownResult
@@ -19,6 +18,8 @@ from cloudtrain.workflow.simulate_eviction import EvictionResult, TimelineEntry
 from cloudtrain.workflow.status import StatusResult
 from cloudtrain.workflow.stop import StopResult
 from cloudtrain.workflow.up import UpResult
+
+from .conftest import REPOSITORY
 
 VM = VmInfo(
     name="horses-g1",
