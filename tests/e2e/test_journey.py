@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from .conftest import REPOSITORY, CommandLine
 
 pytest.importorskip("tensorflow", reason="the trainer is the extra 'trainer'")

@@ -10,11 +10,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from .conftest import Cloud, VirtualClock, open_cloud
-from .memory_machines import MemoryMachines
 
 from cloudtrain.emulator.embedded import EmbeddedAzure, discard
 from cloudtrain.emulator.store import DamagedStore, UnusableStore
+
+from .conftest import Cloud, VirtualClock, open_cloud
+from .memory_machines import MemoryMachines
 
 HERE = Path(__file__).parent
 VM = "/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/vm"

@@ -203,11 +203,7 @@ class Vm:
                     pass
 
     def trainers(self) -> list[psutil.Process]:
-        return [
-            each
-            for each in self.processes("fake_trainer.py")
-            if "fake_engine" not in " ".join(each.cmdline())
-        ]
+        return [each for each in self.processes("fake_trainer.py") if "fake_engine" not in " ".join(each.cmdline())]
 
     def events(self, name: str = "") -> list[dict[str, Any]]:
         path = self.home / "events.jsonl"
@@ -245,12 +241,8 @@ def vm(tmp_path: Path) -> Iterator[Vm]:
     (disk / "cloudtrain").mkdir()
     for name in ("images", "containers", "names"):
         (disk / "engine" / name).mkdir(parents=True)
-    (disk / "engine" / "program.json").write_text(
-        json.dumps([sys.executable, "-sSEB", str(HERE / "fake_trainer.py")])
-    )
-    put_program(
-        tools / "docker", f'#!/bin/sh\nexec "{sys.executable}" -sSEB "{HERE / "fake_docker.py"}" "$@"\n'
-    )
+    (disk / "engine" / "program.json").write_text(json.dumps([sys.executable, "-sSEB", str(HERE / "fake_trainer.py")]))
+    put_program(tools / "docker", f'#!/bin/sh\nexec "{sys.executable}" -sSEB "{HERE / "fake_docker.py"}" "$@"\n')
     put_program(tools / "crontab", CRONTAB)
     (tools / "python3").symlink_to(sys.executable)
     imds = Imds()

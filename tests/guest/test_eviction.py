@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from .guest_vm import Vm, begin_install, event, eventually, put_program, signal_all
 
 
@@ -86,9 +87,7 @@ def test_what_the_user_put_into_on_evict_runs_after_the_save_and_before_the_ackn
     vm.imds.on_acknowledge = lambda _: told.open("a").write("acknowledged\n") and None
     folder = vm.home / "on-evict.d"
     put_program(folder / "20-late", f'#!/bin/sh\necho late >>"{told}"; sleep 600\n')
-    put_program(
-        folder / "10-first", f'#!/bin/sh\npgrep -f "{vm.disk}.*fake_trainer" || echo first >>"{told}"\n'
-    )
+    put_program(folder / "10-first", f'#!/bin/sh\npgrep -f "{vm.disk}.*fake_trainer" || echo first >>"{told}"\n')
     put_program(folder / "30-never", f'#!/bin/sh\necho never >>"{told}"\n')
     (folder / "15-no-program").write_text("")
     vm.imds.preempt(seconds=4)
@@ -148,9 +147,7 @@ def test_odd_answers_of_imds_do_not_stop_the_watcher(vm: Vm, answer: int | bytes
     (vm.home / "settings.json").write_bytes(vm.settings.to_json())
     (vm.home / "models").mkdir()
     for name in ("guest.py", "eviction_watch.py"):
-        (vm.home / name).write_text(
-            Path(__file__).parents[2].joinpath("cloudtrain/guest/vm", name).read_text()
-        )
+        (vm.home / name).write_text(Path(__file__).parents[2].joinpath("cloudtrain/guest/vm", name).read_text())
     assert vm.bash(f'python3 -sSEB "{vm.home}/eviction_watch.py"').returncode == 0
     eventually(lambda: vm.imds.polls > 3, "polls")
     vm.imds.answer = None

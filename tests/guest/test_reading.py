@@ -8,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from .guest_vm import Vm, eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,8 @@ from cloudtrain.guest import (
     parse_stop,
     save_and_stop_script,
 )
+
+from .guest_vm import Vm, eventually
 
 SOURCES = {
     "training": "models/log.txt",

@@ -3,6 +3,7 @@
 import json
 
 import psutil
+
 from .guest_vm import Vm, begin_install, eventually, signal_all
 
 
@@ -88,9 +89,7 @@ def test_killed_docker_clients_are_replaced(vm: Vm) -> None:
     for verb in ("wait", "logs", "wait"):
         (client,) = eventually(lambda verb=verb: vm.processes(f"fake_docker.py {verb}"), f"docker {verb}")
         signal_all([client])
-        eventually(
-            lambda verb=verb, old=client: set(vm.processes(f"fake_docker.py {verb}")) - {old}, "another"
-        )
+        eventually(lambda verb=verb, old=client: set(vm.processes(f"fake_docker.py {verb}")) - {old}, "another")
     assert len(vm.trainers()) == 1 and len(vm.runs()) == 1
 
 

@@ -40,11 +40,7 @@ def seen(what: str, found: dict[str, Any] | None, state: dict[str, Any]) -> int:
         words[key] = guest.step_of(found, key)
     if found is not None and what == "progress":
         words["steps_lost"] = guest.steps_lost(found)
-    tell(
-        " ".join(
-            ["cloudtrain-seen", *(f"{key}={value}" for key, value in words.items() if value is not None)]
-        )
-    )
+    tell(" ".join(["cloudtrain-seen", *(f"{key}={value}" for key, value in words.items() if value is not None)]))
     return 0
 
 

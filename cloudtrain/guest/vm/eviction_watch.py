@@ -154,9 +154,7 @@ def end_container(identifier: str, last: float) -> None:
     before = guest.step_of(guest.progress(), "saved_step")
     told = guest.docker("kill", "--signal", "TERM", identifier, timeout=20)
     guest.event("term", container=identifier, ok=told.returncode == 0)
-    client = subprocess.Popen(
-        ["docker", "wait", identifier], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    client = subprocess.Popen(["docker", "wait", identifier], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     saved = False
     while client.poll() is None and time.monotonic() < last:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -212,9 +210,7 @@ def run_hook(path: Path, seconds: float) -> int | None:
     """Its exit code; None when it was not to be started, or killed because time was up."""
     environment = {**os.environ, "CLOUDTRAIN_SECONDS": f"{seconds:.1f}"}
     try:
-        program = subprocess.Popen(
-            [str(path)], stdin=subprocess.DEVNULL, env=environment, start_new_session=True
-        )
+        program = subprocess.Popen([str(path)], stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
     except OSError as error:
         guest.say(f"{path.name}: {error}")
         return None

@@ -265,9 +265,7 @@ def docker(*arguments: str, timeout: float = 60.0) -> subprocess.CompletedProces
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, 127, "", "there is no docker on this VM")
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(
-            command, 124, "", f"docker {arguments[0]} hung for {timeout:.0f} s"
-        )
+        return subprocess.CompletedProcess(command, 124, "", f"docker {arguments[0]} hung for {timeout:.0f} s")
 
 
 FORMAT = (
@@ -287,6 +285,4 @@ def container(timeout: float = 60.0) -> Container | None:
     if len(words) < 5:
         raise EngineSilent(f"docker inspect said {told.stdout.strip()!r}")
     code = int(words[2]) if words[2].lstrip("-").isdigit() else -1
-    return Container(
-        words[0], words[1], code, words[3] == "true", words[4], words[5] if len(words) > 5 else ""
-    )
+    return Container(words[0], words[1], code, words[3] == "true", words[4], words[5] if len(words) > 5 else "")

@@ -17,9 +17,7 @@ def tell(was: str, code: int | None) -> None:
     seen = guest.progress()
     words: dict[str, Any] = {"was": was, "exit_code": code}
     words["step"], words["saved_step"] = guest.step_of(seen), guest.step_of(seen, "saved_step")
-    print(
-        " ".join(["cloudtrain-stopped", *(f"{k}={v}" for k, v in words.items() if v is not None)]), flush=True
-    )
+    print(" ".join(["cloudtrain-stopped", *(f"{k}={v}" for k, v in words.items() if v is not None)]), flush=True)
 
 
 def stop(seconds: float) -> int:
