@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from azure.core.pipeline.policies import SansIOHTTPPolicy
-from .memory_machines import MemoryMachines
 
 from cloudtrain.azure.wsgi_transport import ClockedTransport, WsgiAdapter
 from cloudtrain.clock import Clock
 from cloudtrain.emulator.embedded import EmbeddedAzure
+
+from .memory_machines import MemoryMachines
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE5m1u1xKq4o3eMl2l7A4b9f7vW0gX8Jr4a0c5Y2ZkQp test"
 

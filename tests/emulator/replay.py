@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from conftest import Cloud, Reply
+from .conftest import Cloud, Reply
 
 RECORDINGS = Path(__file__).parent / "recordings" / "exchanges.jsonl"
 HEADERS = (

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
+
 from .conftest import Cloud
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from azure.core.exceptions import ResourceNotFoundError
+
 from .conftest import Cloud
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from azure.core.exceptions import HttpResponseError
+
 from .conftest import Cloud
 
 NET = "/resourceGroups/g/providers/Microsoft.Network"

@@ -2,9 +2,10 @@
 
 import pytest
 from azure.core.exceptions import HttpResponseError, ResourceExistsError
-from .conftest import Cloud
 
 from cloudtrain.emulator.machines import OffCause
+
+from .conftest import Cloud
 
 VM = "/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/vm"
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from conftest import Cloud
-from replay import Replay, recorded
-
 from cloudtrain.emulator.machines import OffCause
+
+from .conftest import Cloud
+from .replay import Replay, recorded
 
 SIGNED = "operation URLs carry p, t, c, s, h since 2024; these were recorded before"
 NAMES_OF_LIMITS = "rate limits were renamed in 2025 (SubscriptionMaximum and Resource); these were recorded before"

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 from azure.core.exceptions import ResourceExistsError
-from .conftest import Cloud, open_cloud
 
 from cloudtrain.emulator.machines import OffCause
+
+from .conftest import Cloud, open_cloud
 
 VM = "/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/vm"
 GO = f"{VM}/runCommands/go"

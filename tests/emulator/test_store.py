@@ -10,18 +10,19 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from .conftest import Cloud, VirtualClock, open_cloud
-from .memory_machines import MemoryMachines
 
 from cloudtrain.emulator.embedded import EmbeddedAzure, discard
 from cloudtrain.emulator.store import DamagedStore, UnusableStore
 
-HERE = Path(__file__).parent
+from .conftest import Cloud, VirtualClock, open_cloud
+from .memory_machines import MemoryMachines
+
+REPOSITORY = Path(__file__).parents[2]
 VM = "/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/vm"
 
 
 def start(script: str, *arguments: str) -> subprocess.Popen[str]:
-    prelude = f"import sys; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1])!r}]\n"
+    prelude = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n"
     return subprocess.Popen(
         [sys.executable, "-c", prelude + script, *arguments],
         stdout=subprocess.PIPE,
@@ -111,7 +112,7 @@ def test_a_full_disk_is_named_and_what_was_before_stays(cloud: Cloud) -> None:
 
 MAKE_GROUPS = """
 from pathlib import Path
-from .conftest import open_cloud
+from tests.emulator.conftest import open_cloud
 root, mark = Path(sys.argv[1]), sys.argv[2]
 cloud = open_cloud(root)
 for number in range(100000):
@@ -146,7 +147,7 @@ def test_what_a_killed_process_was_told_is_there_is_there(tmp_path: Path) -> Non
 
 PUT_VM = """
 from pathlib import Path
-from .conftest import open_cloud
+from tests.emulator.conftest import open_cloud
 cloud = open_cloud(Path(sys.argv[1]))
 subnet = f"{cloud.subscription}/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/vnet/subnets/default"
 reply = cloud.call("PUT", "/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/vm", cloud.vm_body(subnet))
@@ -173,7 +174,7 @@ def test_a_vm_put_by_four_processes_at_once_is_one_vm_on_one_machine(tmp_path: P
 SLOW_BOOT = """
 import time
 from pathlib import Path
-from .conftest import open_cloud
+from tests.emulator.conftest import open_cloud
 cloud = open_cloud(Path(sys.argv[1]))
 real = cloud.machines.boot
 def boot(spec):
@@ -213,7 +214,7 @@ def test_work_of_a_killed_process_is_taken_over_by_the_next_request_and_not_befo
 LOSE_SCRIPT = """
 import os
 from pathlib import Path
-from .conftest import open_cloud
+from tests.emulator.conftest import open_cloud
 cloud = open_cloud(Path(sys.argv[1]))
 real = cloud.machines.start_script
 def start_script(vm_id, script):

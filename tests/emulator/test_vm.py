@@ -4,6 +4,7 @@ import base64
 from typing import Any
 
 import pytest
+
 from .conftest import KEY, Cloud
 
 VM = "/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/vm"

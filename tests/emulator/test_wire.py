@@ -1,6 +1,7 @@
 """What holds for every request: who may ask, which version, which path, and how a refusal looks."""
 
 import pytest
+
 from .conftest import Cloud
 
 VM = "/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/vm"
