@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cloudtrain.emulator.embedded import EmbeddedAzure, discard
+from cloudtrain.emulator import store
+from cloudtrain.emulator.embedded import EmbeddedAzure
 from cloudtrain.emulator.store import DamagedStore, UnusableStore
 
 from .conftest import Cloud, VirtualClock, open_cloud
@@ -76,15 +77,20 @@ def test_a_database_of_something_else_or_of_another_version_is_not_touched(tmp_p
         reopen(tmp_path)
 
 
-def test_discard_makes_room_after_damage(tmp_path: Path) -> None:
+def test_a_reset_after_damage_erases_the_machines_that_the_database_can_no_longer_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cloud = open_cloud(tmp_path)
     cloud.vm()
     cloud.azure.close()
+    everything = cloud.machines.strays()
+    monkeypatch.setattr(MemoryMachines, "strays", lambda machines: [])
     (tmp_path / "azure.db").write_bytes(b"")
-    discard(tmp_path, machines=cloud.machines)
+    store.remove(tmp_path)
     again = open_cloud(tmp_path)
+    again.azure.reset()
     assert list(again.resources.resource_groups.list()) == []
-    assert again.machines.strays() == []
+    assert again.machines.log()[-1] == ["erase", *everything]
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
