@@ -7,6 +7,7 @@ from cloudtrain.emulator import (
     disks,
     ids,
     interfaces,
+    ledger,
     market,
     network,
     operations,
@@ -127,6 +128,7 @@ def _create(
     vm.body["properties"] = kept
     kept["networkProfile"]["networkInterfaces"] = _interfaces(azure, records, request, home, vm, properties)
     vm.private["provisioning"] = "Creating"
+    ledger.note(azure.ledger, vm.private["vm_id"])
     power.touch(azure, vm)
     records.drop_setting(f"ghost:{vm.key}")
     disks.new_os_disk(azure, records, records.put(vm), storage.image.generation)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cloudtrain.clock import Clock
-from cloudtrain.emulator import app, catalog, ids, marketplace, operations, power, providers, store, timing
+from cloudtrain.emulator import app, catalog, ids, ledger, marketplace, operations, power, providers, store, timing
 from cloudtrain.emulator.locks import WorkLocks
 from cloudtrain.emulator.machines import Machines
 from cloudtrain.emulator.operations import Azure
@@ -58,6 +58,7 @@ class EmbeddedAzure:
             machines=machines,
             locks=WorkLocks(root / "work.lock"),
             secrets=root / "sealing.key",
+            ledger=root / "machines.list",
             kinds=app.KINDS,
         )
         self._app = app.App(self._azure)
@@ -112,15 +113,24 @@ class EmbeddedAzure:
 
     def reset(self, *, fresh: bool = False) -> None:
         """Remove every VM and begin again, with another subscription and another token."""
-        with self._azure.store.read() as records:
-            machines = {vm.private["vm_id"] for vm in records.resources(ids.VM)}
         with self._azure.store.write() as records:
+            machines = {vm.private["vm_id"]: vm.seq for vm in records.resources(ids.VM)}
             records.clear()
             for key, value in _first_settings(fresh).items():
                 records.set_setting(key, value)
-        self._join_workers()
-        for vm_id in machines | set(self._azure.machines.strays()):
-            self._azure.machines.erase(vm_id)
+        for vm_id in machines.keys() | ledger.noted(self._azure.ledger) | set(self._azure.machines.strays()):
+            self._erase(vm_id, machines.get(vm_id))
+        ledger.clear(self._azure.ledger)
+
+    def _erase(self, vm_id: str, number: int | None) -> None:
+        """number: the VM's lock; whoever is booting it is let finish first, so that it does not come back."""
+        deadline = time.monotonic() + timing.CLOSING_SECONDS
+        while number is not None and time.monotonic() < deadline:
+            with self._azure.locks.attempt(number) as mine:
+                if mine:
+                    break
+            time.sleep(0.02)
+        self._azure.machines.erase(vm_id)
 
     def close(self) -> None:
         """Let work in hand end (at most 15 s; what is left, a later request takes over), and close the
@@ -158,11 +168,3 @@ def _first_settings(fresh: bool) -> dict[str, str]:
         **providers.first_settings(fresh),
         **marketplace.first_settings(fresh),
     }
-
-
-def discard(root: Path, *, machines: Machines) -> None:
-    """What `reset` does where the database is damaged and an EmbeddedAzure cannot be had: erase the VMs that
-    the machines themselves know of, and take the database away."""
-    for vm_id in machines.strays():
-        machines.erase(vm_id)
-    store.remove(root)

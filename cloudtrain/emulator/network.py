@@ -321,7 +321,7 @@ def _ensure_watcher(azure: Azure, records: Records, request: Request, location: 
         return
     name = f"NetworkWatcher_{location}"
     if existing(records, request, ids.WATCHER, group.name, name) is None:
-        watcher = new(azure, request, ids.WATCHER, group, name, location, {"runningOperationIds": []})
+        watcher = new(azure, request, ids.WATCHER, group, name, location, {})
         watcher.body["properties"]["provisioningState"] = "Succeeded"
         watcher.body["properties"].pop("resourceGuid")
         records.put(watcher)

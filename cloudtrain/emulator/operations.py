@@ -30,6 +30,7 @@ class Azure:
     machines: Machines
     locks: WorkLocks
     secrets: Path  # the key file of what must not be readable in the database
+    ledger: Path  # the ids of machines, in case the database is lost
     kinds: Mapping[str, "Kind"]
     workers: dict[int, threading.Thread] = field(default_factory=dict)
     failures: list[BaseException] = field(default_factory=list)  # of workers, raised by the next request

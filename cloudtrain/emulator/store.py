@@ -376,7 +376,11 @@ class Store:
             raise UnusableStore(self.path, str(error)) from None
         except OSError as error:
             raise UnusableStore(self.path, error.strerror or str(error)) from None
-        except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # a subclass is a mistake of ours, not damage
+                raise
+            raise DamagedStore(self.path, str(error)) from None
+        except json.JSONDecodeError as error:
             raise DamagedStore(self.path, str(error)) from None
 
     def _check_marks(self) -> None:
@@ -429,8 +433,10 @@ def _create(path: Path, first: Json) -> None:
         stale.unlink(missing_ok=True)  # the log of a database that is gone would be played into the new one
     os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     with closing(_connect(new)) as connection:
-        connection.executescript(SCHEMA)
+        connection.execute("PRAGMA journal_mode=MEMORY")
+        connection.executescript(f"BEGIN; {SCHEMA}")
         connection.executemany("INSERT INTO meta (key, value) VALUES (?, ?)", list(first.items()))
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        connection.execute("COMMIT")
     new.rename(path)

@@ -11,18 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from cloudtrain.emulator.embedded import EmbeddedAzure, discard
+from cloudtrain.emulator import store
+from cloudtrain.emulator.embedded import EmbeddedAzure
 from cloudtrain.emulator.store import DamagedStore, UnusableStore
 
 from .conftest import Cloud, VirtualClock, open_cloud
 from .memory_machines import MemoryMachines
 
-HERE = Path(__file__).parent
+REPOSITORY = Path(__file__).parents[2]
 VM = "/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/vm"
 
 
 def start(script: str, *arguments: str) -> subprocess.Popen[str]:
-    prelude = f"import sys; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1])!r}]\n"
+    prelude = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n"
     return subprocess.Popen(
         [sys.executable, "-c", prelude + script, *arguments],
         stdout=subprocess.PIPE,
@@ -76,15 +77,20 @@ def test_a_database_of_something_else_or_of_another_version_is_not_touched(tmp_p
         reopen(tmp_path)
 
 
-def test_discard_makes_room_after_damage(tmp_path: Path) -> None:
+def test_a_reset_after_damage_erases_the_machines_that_the_database_can_no_longer_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cloud = open_cloud(tmp_path)
     cloud.vm()
     cloud.azure.close()
+    everything = cloud.machines.strays()
+    monkeypatch.setattr(MemoryMachines, "strays", lambda machines: [])
     (tmp_path / "azure.db").write_bytes(b"")
-    discard(tmp_path, machines=cloud.machines)
+    store.remove(tmp_path)
     again = open_cloud(tmp_path)
+    again.azure.reset()
     assert list(again.resources.resource_groups.list()) == []
-    assert again.machines.strays() == []
+    assert again.machines.log()[-1] == ["erase", *everything]
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
@@ -112,7 +118,7 @@ def test_a_full_disk_is_named_and_what_was_before_stays(cloud: Cloud) -> None:
 
 MAKE_GROUPS = """
 from pathlib import Path
-from .conftest import open_cloud
+from tests.emulator.conftest import open_cloud
 root, mark = Path(sys.argv[1]), sys.argv[2]
 cloud = open_cloud(root)
 for number in range(100000):
@@ -147,7 +153,7 @@ def test_what_a_killed_process_was_told_is_there_is_there(tmp_path: Path) -> Non
 
 PUT_VM = """
 from pathlib import Path
-from .conftest import open_cloud
+from tests.emulator.conftest import open_cloud
 cloud = open_cloud(Path(sys.argv[1]))
 subnet = f"{cloud.subscription}/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/vnet/subnets/default"
 reply = cloud.call("PUT", "/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/vm", cloud.vm_body(subnet))
@@ -174,7 +180,7 @@ def test_a_vm_put_by_four_processes_at_once_is_one_vm_on_one_machine(tmp_path: P
 SLOW_BOOT = """
 import time
 from pathlib import Path
-from .conftest import open_cloud
+from tests.emulator.conftest import open_cloud
 cloud = open_cloud(Path(sys.argv[1]))
 real = cloud.machines.boot
 def boot(spec):
@@ -214,7 +220,7 @@ def test_work_of_a_killed_process_is_taken_over_by_the_next_request_and_not_befo
 LOSE_SCRIPT = """
 import os
 from pathlib import Path
-from .conftest import open_cloud
+from tests.emulator.conftest import open_cloud
 cloud = open_cloud(Path(sys.argv[1]))
 real = cloud.machines.start_script
 def start_script(vm_id, script):
