@@ -42,13 +42,24 @@ class ResumableData(keras.utils.PyDataset):  # type: ignore[misc]
     def place(self, epoch: int, offset: int) -> None:
         """Go to an epoch, `offset` examples in."""
         self._order = self.batches.order(epoch)[offset:]
+        self._next: int | None = None
         self.epoch, self.offset = epoch, offset
 
     def __len__(self) -> int:
         return len(self._order) // self.batches.batch_size
 
     def __getitem__(self, index: int) -> Any:
+        # Within an epoch the batches come one after the other, whatever index is asked for: unless told not
+        # to, fit shuffles the indices with Python's own generator, which no checkpoint has.
+        if self._next is not None:
+            index, self._next = self._next % len(self), self._next + 1
         return self.batches.batch(self._order, index * self.batches.batch_size)
+
+    def on_epoch_begin(self) -> None:
+        self._next = 0
+
+    def on_epoch_end(self) -> None:
+        self._next = None
 
     def identity(self) -> str:
         images, labels = self.batches.images, self.batches.labels
