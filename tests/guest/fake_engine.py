@@ -8,9 +8,7 @@ from pathlib import Path
 folder = Path(sys.argv[1])
 (folder / "keeper").write_text(str(os.getpid()))
 with (folder / "log").open("ab") as log:
-    child = subprocess.Popen(
-        sys.argv[2:], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-    )
+    child = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 (folder / "pid").write_text(str(child.pid))
 code = child.wait()
 end = folder / ".exit"

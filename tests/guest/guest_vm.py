@@ -194,7 +194,10 @@ class Vm:
         return found
 
     def cut_power(self) -> None:
-        while left := self.processes():
+        empty = 0
+        while empty < 2:  # one look can miss a process that is just being forked
+            left = self.processes()
+            empty = 0 if left else empty + 1
             for process in left:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
@@ -203,11 +206,7 @@ class Vm:
                     pass
 
     def trainers(self) -> list[psutil.Process]:
-        return [
-            each
-            for each in self.processes("fake_trainer.py")
-            if "fake_engine" not in " ".join(each.cmdline())
-        ]
+        return [each for each in self.processes("fake_trainer.py") if "fake_engine" not in " ".join(each.cmdline())]
 
     def events(self, name: str = "") -> list[dict[str, Any]]:
         path = self.home / "events.jsonl"
@@ -245,14 +244,10 @@ def vm(tmp_path: Path) -> Iterator[Vm]:
     (disk / "cloudtrain").mkdir()
     for name in ("images", "containers", "names"):
         (disk / "engine" / name).mkdir(parents=True)
-    (disk / "engine" / "program.json").write_text(
-        json.dumps([sys.executable, "-sSEB", str(HERE / "fake_trainer.py")])
-    )
-    put_program(
-        tools / "docker", f'#!/bin/sh\nexec "{sys.executable}" -sSEB "{HERE / "fake_docker.py"}" "$@"\n'
-    )
+    (disk / "engine" / "program.json").write_text(json.dumps([sys.executable, "-sSEB", str(HERE / "fake_trainer.py")]))
+    put_program(tools / "docker", f'#!/bin/sh\nexec "{sys.executable}" -sSEB "{HERE / "fake_docker.py"}" "$@"\n')
     put_program(tools / "crontab", CRONTAB)
-    (tools / "python3").symlink_to(sys.executable)
+    (tools / "python3").symlink_to(os.environ.get("GUEST_PYTHON", sys.executable))  # Ubuntu 22.04 has 3.10
     imds = Imds()
     server = serve(imds)
     environment = {

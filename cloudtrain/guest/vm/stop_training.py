@@ -17,13 +17,17 @@ def tell(was: str, code: int | None) -> None:
     seen = guest.progress()
     words: dict[str, Any] = {"was": was, "exit_code": code}
     words["step"], words["saved_step"] = guest.step_of(seen), guest.step_of(seen, "saved_step")
-    print(
-        " ".join(["cloudtrain-stopped", *(f"{k}={v}" for k, v in words.items() if v is not None)]), flush=True
-    )
+    print(" ".join(["cloudtrain-stopped", *(f"{k}={v}" for k, v in words.items() if v is not None)]), flush=True)
 
 
 def stop(seconds: float) -> int:
-    (guest.ROOT / "stopping").touch()
+    if guest.read_json(guest.ROOT / "settings.json") is None:
+        tell("stopped", None)  # nothing was installed that could run
+        return 0
+    try:
+        (guest.ROOT / "stopping").touch()
+    except OSError as error:  # a full disk: it may start again, but the checkpoint counts
+        print(f"cannot write {guest.ROOT}/stopping: {error}", flush=True)
     end = time.monotonic() + seconds
     asked, was = "", "stopped"
     while True:

@@ -91,9 +91,7 @@ def client(container: str, *options: str) -> "tuple[subprocess.Popen[bytes], int
         last = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(LOG.stat().st_mtime))
         options, skip = (*options, "--since", last), 0
     command = ["docker", "logs", *options, container]
-    made = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    made = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return made, skip
 
 
