@@ -87,12 +87,13 @@ class LogChunk(msgspec.Struct, frozen=True, kw_only=True):
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that one look at the guest tells. Times are the guest's, in epoch seconds.
 
-    installed: the guest files are there. boot: another word at each boot. of_this_start: progress.json was
-    written by the container started last. before: progress.json as it was before that start. session,
-    starts: how often the startup script and the container were started. stage: starting, engine, pull,
-    start, running, ended, pause, evicting, stopped, finished or failed, with stage_since; supervised: the
-    startup script runs. failed: why training failed, None while it has not. finished: the trainer ended
-    with 0, for good.
+    installed: the guest files are there. session, starts: how often the startup script and the container were
+    started; each boot has a session of its own. boot: another word at each boot, where the VM has a process 1
+    of its own. progress is of_this_start when the container started last wrote it; before: progress.json as it
+    was before that start. former_settings: the container runs with others than are installed now.
+    stage: starting, engine, pull, start, running, ended, pause, evicting, stopped, finished or failed, with
+    stage_since; supervised: the startup script runs. finished: the trainer ended with 0, for good. failed: why
+    training failed, None while it has not.
     """
 
     installed: bool
@@ -104,6 +105,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     before: Progress | None = None
     of_this_start: bool = False
     container: Container | None = None
+    former_settings: bool = False
     stage: str = ""
     stage_detail: str = ""
     stage_since: float | None = None
@@ -157,6 +159,7 @@ def _observation(told: dict[str, Any], content: bytes) -> Observation:
         before=_progress(_mapping(told.get("before"))),
         of_this_start=told.get("of_this_start") is True,
         container=_container(_mapping(told.get("container"))),
+        former_settings=told.get("former_settings") is True,
         stage=_text(state.get("stage")),
         stage_detail=_text(state.get("detail")),
         stage_since=_number(state.get("since")),

@@ -16,8 +16,9 @@ class StartOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What install_script() or await_script() saw.
 
     rc: 0, 5 training failed, 124 time was up, else it could not be installed or started. seen: "progress",
-    "container", "finished", "failed" or "". start, session: counts of container starts and of
-    startup-script runs.
+    "container", "finished", "failed" or "". settings: "former" when the container that runs was started
+    with others than were installed, which apply at its next start; else "current". start, session: counts
+    of container starts and of startup-script runs.
     """
 
     rc: int
@@ -28,6 +29,7 @@ class StartOutcome(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int | None = None
     resumed_from_step: int | None = None
     steps_lost: int | None = None
+    settings: str = ""
     start: int | None = None
     session: int | None = None
     text: tuple[str, ...] = ()

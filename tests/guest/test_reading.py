@@ -229,7 +229,7 @@ def test_the_output_of_another_script_is_refused(told: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_output_is_refused_or_was_not_damaged(told: str, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(told) - 1))
     with_other = told[:at] + data.draw(st.text(max_size=3)) + told[at + data.draw(st.integers(0, 40)) :]

@@ -1,6 +1,7 @@
 """The startup script: one trainer, kept running, whatever is killed or asked for meanwhile."""
 
 import json
+from dataclasses import replace
 
 import psutil
 
@@ -59,7 +60,7 @@ def test_installing_again_leaves_the_trainer_alone(vm: Vm) -> None:
 def test_many_starts_at_once_make_one_container(vm: Vm) -> None:
     vm.install("--steps", "3")
     eventually(lambda: vm.observe().finished and not vm.processes("run_trainer"), "the end of the first run")
-    vm.settings = vm.settings.__class__(**{**vars(vm.settings), "arguments": ("--pace", "0.03")})
+    vm.settings = replace(vm.settings, arguments=("--pace", "0.03"))
     (vm.home / "settings.json").write_bytes(vm.settings.to_json())
     for _ in range(6):
         vm.boot()
@@ -77,6 +78,9 @@ def test_a_killed_startup_script_means_no_second_trainer(vm: Vm) -> None:
     eventually(lambda: vm.observe().stage == "running", "it found the container")
     assert vm.trainers() == [trainer] and len(vm.runs()) == 1
     reached = vm.step()
+    vm.settings = replace(vm.settings, arguments=("--print", "--pace", "0.03"))
+    again = vm.start_again()
+    assert again.settings == "former" and vm.observe().former_settings
     signal_all([trainer], 15)
     eventually(lambda: len(vm.runs()) == 2, "the next start")
     log = (vm.home / "container.log").read_text().splitlines()

@@ -36,6 +36,9 @@ def tell(text: str) -> None:
 def seen(what: str, found: dict[str, Any] | None, state: dict[str, Any]) -> int:
     """The line for programs."""
     words = {"seen": what, "start": state.get("starts"), "session": state.get("session")}
+    if what in ("progress", "container"):
+        current = state.get("spec") == guest.spec_of(guest.settings())
+        words["settings"] = "current" if current else "former"
     for key in ("step", "total_steps", "epoch", "epochs", "resumed_from_step"):
         words[key] = guest.step_of(found, key)
     if found is not None and what == "progress":
@@ -102,7 +105,7 @@ def newer(told: dict[str, Any] | None, wanted: Wanted) -> bool:
 def over(wanted: Wanted, state: dict[str, Any], live: bool) -> int | None:
     """The exit code when training has ended, well or badly."""
     done = guest.read_json(guest.ROOT / "finished")
-    if done is not None and not live:
+    if done is not None and not live and done.get("spec") == guest.spec_of(guest.settings()):
         tell("training has finished")
         return seen("finished", guest.progress(), state)
     broken = guest.read_json(guest.ROOT / "failed")
@@ -153,6 +156,9 @@ class Waiting:
 
 
 def wait(wanted: Wanted) -> int:
+    if guest.read_json(guest.ROOT / "settings.json") is None:
+        tell("the guest is not installed on this VM")
+        return 1
     end = time.monotonic() + wanted.timeout
     writes = guest.settings().get("writes_progress")
     teller, waiting = Teller(wanted.liveness_seconds), Waiting(wanted, writes)

@@ -135,35 +135,40 @@ def spare() -> Path:
 
 
 def save(deadline: float) -> bool:
-    """Ask the trainer to save; whether it has ended (or there was none) by a while after the deadline."""
+    """Ask the trainer to save; whether it has ended (or there was none) by a while after the deadline.
+
+    SIGTERM first, questions later: the notice may be a second, and each call of docker takes a part of it."""
     last = deadline + GRACE_SECONDS
     while time.monotonic() < last:
+        before = guest.step_of(guest.progress(), "saved_step")
+        told = guest.docker("kill", "--signal", "TERM", guest.CONTAINER, timeout=20)
+        if told.returncode == 0:
+            guest.event("term")
+            wait_for_end(before, last)
+            continue
         try:
             running = guest.container(timeout=10)
         except guest.EngineSilent as error:
             guest.say(f"the Docker engine does not answer: {error}")
-            time.sleep(0.5)
-            continue
-        if running is None or not running.runs:
-            return True
-        end_container(running.id, last)
+        else:
+            if running is None or not running.runs:
+                return True
+        time.sleep(0.2)
     return False
 
 
-def end_container(identifier: str, last: float) -> None:
-    before = guest.step_of(guest.progress(), "saved_step")
-    told = guest.docker("kill", "--signal", "TERM", identifier, timeout=20)
-    guest.event("term", container=identifier, ok=told.returncode == 0)
-    client = subprocess.Popen(["docker", "wait", identifier], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def wait_for_end(saved_before: int | None, last: float) -> None:
+    """Until the container has ended, noting when it saved."""
+    client = subprocess.Popen(["docker", "wait", guest.CONTAINER], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     saved = False
     while client.poll() is None and time.monotonic() < last:
         with contextlib.suppress(subprocess.TimeoutExpired):
             client.wait(timeout=0.1)
-        saved = saved or note_save(before)
+        saved = saved or note_save(saved_before)
     if client.poll() is None:
         client.kill()
         client.wait()
-    note_end(identifier, saved)
+    note_end(saved)
 
 
 def note_save(before: int | None) -> bool:
@@ -175,10 +180,10 @@ def note_save(before: int | None) -> bool:
     return True
 
 
-def note_end(identifier: str, saved: bool) -> None:
+def note_end(saved: bool) -> None:
     with contextlib.suppress(guest.EngineSilent):
         ended = guest.container(timeout=10)
-        if ended is None or ended.id != identifier or ended.runs:
+        if ended is None or ended.runs:
             return
         seen = guest.progress()
         step = guest.step_of(seen, "saved_step")

@@ -115,7 +115,7 @@ def event(name: str, /, **fields: Any) -> None:
 
 def journal(what: str, note: str = "") -> None:
     """A line of models/log.txt, in the words that the trainer uses there."""
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S %z")
     append_line(MODELS / "log.txt", f"Training {what} at: {stamp}" + (f" ({note})" if note else ""))
 
 
@@ -164,7 +164,8 @@ def identity(pid: int) -> str:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return ""
-    return f"{pid}:{stat.rpartition(')')[2].split()[19]}"
+    words = stat.rpartition(")")[2].split()
+    return "" if words[0] in "ZX" else f"{pid}:{words[19]}"  # the dead may wait to be reaped
 
 
 def alive(who: Any) -> bool:
@@ -220,14 +221,17 @@ def held(path: Path) -> bool:
 
 
 def detach(command: list[str]) -> None:
-    """Start a program that outlives this one."""
-    subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    """Start a program that outlives this one; says so where that is impossible."""
+    try:
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError as error:
+        say(f"cannot start {command[-1]}: {error}")
 
 
 @dataclass(frozen=True)
@@ -262,8 +266,8 @@ def docker(*arguments: str, timeout: float = 60.0) -> subprocess.CompletedProces
             errors="replace",
             timeout=timeout,
         )
-    except FileNotFoundError:
-        return subprocess.CompletedProcess(command, 127, "", "there is no docker on this VM")
+    except OSError as error:
+        return subprocess.CompletedProcess(command, 127, "", f"docker cannot be run: {error}")
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", f"docker {arguments[0]} hung for {timeout:.0f} s")
 

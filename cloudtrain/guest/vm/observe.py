@@ -172,12 +172,12 @@ def container() -> dict[str, Any] | None:
 
 
 def boot() -> str:
-    """Another word at each boot of this VM."""
+    """Another word at each boot of this VM, where it has a process 1 of its own."""
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         kernel = ""
-    return f"{kernel} {guest.identity(1)} {os.environ.get('CLOUDTRAIN_BOOT', '')}".strip()
+    return f"{kernel} {guest.identity(1)}"
 
 
 def facts(wanted: Wanted) -> dict[str, Any]:
@@ -195,6 +195,7 @@ def facts(wanted: Wanted) -> dict[str, Any]:
         "of_this_start": guest.progress() is not None and guest.progress() != before(),
         "container": container() if settings is not None else None,
         "state": {key: value for key, value in state.items() if key not in ("writer", "judged")},
+        "former_settings": state.get("stage") == "running" and state.get("spec") != spec(settings or {}),
         "supervised": guest.alive(state.get("writer")),
         "evicting": guest.read_json(guest.ROOT / "evicting") if guest.evicting() else None,
         "stopping": guest.stopping(),
@@ -202,6 +203,13 @@ def facts(wanted: Wanted) -> dict[str, Any]:
         "failed": guest.read_json(guest.ROOT / "failed"),
         "journal": last_lines(wanted.journal),
     }
+
+
+def spec(settings: dict[str, Any]) -> str | None:
+    try:
+        return str(guest.spec_of(settings))
+    except KeyError:
+        return None
 
 
 def before() -> dict[str, Any] | None:

@@ -374,7 +374,7 @@ def take_care_of(running: Any, wanted: dict[str, Any], session: Session) -> None
     if running.spec != guest.spec_of(wanted):
         guest.say("the container runs with its former settings; the new ones apply at its next start")
     session.attended.setdefault(running.id, time.monotonic())
-    session.state.stage("running", container=running.id)
+    session.state.stage("running", container=running.id, spec=running.spec)
     if guest.evicting():  # the notice came while the container was being started
         guest.docker("kill", "--signal", "TERM", running.id)
     attend(running, session.state)

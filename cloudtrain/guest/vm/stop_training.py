@@ -21,7 +21,13 @@ def tell(was: str, code: int | None) -> None:
 
 
 def stop(seconds: float) -> int:
-    (guest.ROOT / "stopping").touch()
+    if guest.read_json(guest.ROOT / "settings.json") is None:
+        tell("stopped", None)  # nothing was installed that could run
+        return 0
+    try:
+        (guest.ROOT / "stopping").touch()
+    except OSError as error:  # a full disk: it may start again, but the checkpoint counts
+        print(f"cannot write {guest.ROOT}/stopping: {error}", flush=True)
     end = time.monotonic() + seconds
     asked, was = "", "stopped"
     while True:
