@@ -3,8 +3,8 @@
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,16 +117,27 @@ def embedded_azure(home: Path, clock: Clock) -> Any:
     """The emulator on its VMs, for the session and for the `emulator` verbs."""
     from cloudtrain.emulator.embedded import EmbeddedAzure
     from cloudtrain.emulator.machines.process import ProcessMachines
-    from cloudtrain.emulator.store import DamagedStore
 
     root = home / "emulator"
     machines = ProcessMachines(
         root / "vms", clock=clock, images={REHEARSAL_IMAGE: _trainer_command()}, readable=_python_directories()
     )
-    try:
+    with _store_errors():
         return EmbeddedAzure(root, clock=clock, machines=machines)
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    """The state of the rehearsals can be damaged, or the disk full: named here, at the edge."""
+    from cloudtrain.emulator.store import DamagedStore, StoreError
+
+    try:
+        yield
     except DamagedStore as error:
         raise CloudtrainError("DamagedStore", str(error), "cloudtrain emulator reset  starts over.") from error
+    except StoreError as error:
+        hint = "Make room, or point CLOUDTRAIN_HOME at a directory that you may write."
+        raise CloudtrainError("UnusableStore", str(error), hint) from error
 
 
 def trainer_missing() -> str | None:
@@ -144,7 +155,12 @@ def _embedded(home: Path, clock: Clock) -> Session:
 
     emulator = embedded_azure(home, clock)
     http = requests.Session()
-    http.mount("https://", WsgiAdapter(emulator))
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        with _store_errors():
+            return emulator(environ, start_response)
+
+    http.mount("https://", WsgiAdapter(app))
     return Session(
         cloud=EMBEDDED,
         name="the embedded Azure",

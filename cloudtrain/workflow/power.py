@@ -35,7 +35,7 @@ def start(ctx: Context, group: Group) -> Vm:
     if vm is None or vm.power is not PowerState.RUNNING:
         raise Refused(
             "VmDidNotStart",
-            f"Azure took the start of the VM, and it is now {vm.power if vm else 'gone'}: it was evicted again at once.",
+            f"The VM was started, and is now {vm.power if vm else 'gone'}: it was evicted again at once.",
             f"cloudtrain restart {group.run}  tries again.",
         )
     return vm

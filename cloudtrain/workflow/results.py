@@ -9,7 +9,7 @@ from cloudtrain.azure.vm import Vm
 
 
 class VmInfo(msgspec.Struct, frozen=True):
-    """max_price: USD an hour, -1: up to the on-demand price. power_state: Azure's word, "unknown" where it says none."""
+    """max_price: USD an hour, -1: up to the on-demand price. power_state: Azure's word, "unknown" without one."""
 
     name: str
     size: str

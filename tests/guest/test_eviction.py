@@ -5,9 +5,9 @@ import os
 import resource
 import signal
 
-from .guest_vm import Vm, begin_install, event, eventually, put_program, signal_all
-
 from cloudtrain.guest.scripts import vm_file
+
+from .guest_vm import Vm, begin_install, event, eventually, put_program, signal_all
 
 
 def order(vm: Vm) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from .conftest import HERE, REPOSITORY, Trainer
 
 README = REPOSITORY / "README.md"
