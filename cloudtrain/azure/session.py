@@ -158,7 +158,8 @@ def _embedded(home: Path, clock: Clock) -> Session:
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         with _store_errors():
-            return emulator(environ, start_response)
+            answer: Iterable[bytes] = emulator(environ, start_response)
+            return answer
 
     http.mount("https://", WsgiAdapter(app))
     return Session(
