@@ -13,7 +13,8 @@ Handler = Callable[..., Answer]
 class Route:
     """One operation.
 
-    path: a pattern such as /subscriptions/<sub>; matched without case, names keep the client's casing. operation: Azure's
+    path: a pattern such as /subscriptions/<sub>, matched without
+    case; names keep the client's casing. operation: Azure's
     operationId. limits: the rate limits that Compute counts it against ("LowCostGet":
     `LowCostGetSubscriptionMaximum` and `LowCostGetResource`), "" for none."""
 
