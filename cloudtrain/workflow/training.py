@@ -55,7 +55,7 @@ def begin(ctx: Context, group: Group) -> Outcome:
             group,
             ctx.clock,
             name="cloudtrain-start",
-            script=guest.install_script(_settings(group), nonce, timeout=START_SECONDS),
+            script=guest.install_script(_settings(ctx, group), nonce, timeout=START_SECONDS),
             timeout_seconds=START_SECONDS + 300,
             on_output=lambda text: _show(step.update, text),
         )
@@ -159,8 +159,9 @@ class LogReader:
         return ended
 
 
-def _settings(group: Group) -> GuestSettings:
+def _settings(ctx: Context, group: Group) -> GuestSettings:
     spec = group.spec
+    ours = spec.image == ctx.session.defaults.trainer_image
     return GuestSettings(
         run=group.run,
         generation=group.generation,
@@ -170,7 +171,8 @@ def _settings(group: Group) -> GuestSettings:
         arguments=spec.arguments,
         environment=(),
         gpus=has_gpu(spec.size),
-        writes_progress=None,
+        # Of our own trainer it is known, so that a slow start is waited for; any other image shows what it does.
+        writes_progress=True if ours else None,
     )
 
 
