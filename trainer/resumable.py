@@ -229,8 +229,11 @@ class ResumableRun:
         return list(self._model.metrics_variables)
 
     def restore_metrics(self) -> None:
-        """Keras makes its metrics when `fit` begins, and sets them to zero before each epoch."""
+        """Keras makes its metrics in the first step of `fit`, and sets them to zero before each epoch."""
         if self._restored.checkpoint is not None and self._data.offset:
+            inputs, targets = self._data.batches.batch(self._data.batches.order(0), 0)
+            self._model.compute_metrics(inputs, targets, self._model(inputs, training=False))
+            self._model.reset_metrics()
             self._run.variables.restore_extra(self._restored.checkpoint.tensors)
             self._restored = Restored(None, (), {})
 

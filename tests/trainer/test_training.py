@@ -118,7 +118,7 @@ def test_killed_and_stopped_it_ends_with_the_same_bits(alone: Trainer, trainer: 
 
 def test_stopped_in_its_validation_it_validates_again(trainer: Trainer) -> None:
     job = (*TINY, "--epochs", "1", "--checkpoint-interval", str(STEPS_PER_EPOCH))
-    environment = {"TINY_VALIDATION": "40000"}
+    environment = {"TINY_VALIDATION": "8000"}
     process = trainer.start(*job, env=environment)
     trainer.await_step(process, STEPS_PER_EPOCH)
     code, output = trainer.stop(process)
@@ -160,21 +160,14 @@ def test_where_nothing_can_be_saved_training_goes_on_loudly_and_the_last_checkpo
     code, output = trainer.run(*job, "--epochs", "1")
     assert code == 0, output
     good = trainer.steps()
-    code, output = trainer.run(*job, "--epochs", "3", preexec_fn=limit_file_size)
+    code, output = trainer.run(*job, "--epochs", "3", "--seed", "2", preexec_fn=limit_file_size)
     assert code == 1
     assert "Checkpoint NOT saved" in output and "Training goes on" in output
     assert f"the last good checkpoint is at step {good[-1]}" in output
     assert "step 36" in output and "result could not be saved" in output
     assert trainer.steps() == good
+    assert "Exactness is no longer promised" in trainer.journal() and "seed was 0, is 2" in trainer.journal()
     assert not list(trainer.directory.rglob("*.tmp"))
-
-
-def test_what_changed_between_two_starts_is_in_the_journal(trainer: Trainer) -> None:
-    trainer.run(*TINY, "--epochs", "1", "--seed", "1")
-    code, output = trainer.run(*TINY, "--epochs", "2", "--seed", "2", "--learning-rate", "0.01")
-    assert code == 0, output
-    assert "Exactness is no longer promised" in trainer.journal()
-    assert "seed was 1, is 2" in trainer.journal() and "learning_rate was 0.001, is 0.01" in trainer.journal()
 
 
 # --- what is refused ------------------------------------------------------------------------------------
@@ -249,7 +242,6 @@ def test_without_tensorflow_the_error_names_the_extra(trainer: Trainer) -> None:
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (("--dataset", "tiny:nothing"), ["tiny:nothing"]),
         (("--dataset", "tiny:data", "--model", "tiny:model", "--batch-size", "97"), ["97", "96"]),
         (("--dataset", "tiny:data", "--model", "MobileNetV3Smal"), ["MobileNetV3Smal", "MobileNetV3Small"]),
         (("--dataset", "tiny:data", "--model", "MobileNetV3Small"), ["12x12", "32x32"]),
