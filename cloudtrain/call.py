@@ -117,6 +117,7 @@ class Call:
         from cloudtrain.clock import SystemClock
         from cloudtrain.workflow.context import Context
 
+        _listen_to_requests(self.verbosity)
         clock = SystemClock()
         with (
             self.displayed() as display,
@@ -144,6 +145,17 @@ class Call:
 
         text = [] if self.as_json else lines(render.cleaned(result), render.paint_for(sys.stdout))
         return Outcome(msgspec.to_builtins(result), text, error)
+
+
+def _listen_to_requests(verbosity: int) -> None:
+    """-vv: every request to the cloud, as azure-core logs it (without secrets); else none of its warnings, which
+    come back as errors."""
+    import logging
+
+    if verbosity >= 2:
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
+    else:
+        logging.getLogger("azure").addHandler(logging.NullHandler())
 
 
 Verb = Callable[..., Outcome]
@@ -212,7 +224,9 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         # A log may hold what this terminal's encoding lacks.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        return _told(call, _outcome(call, app, arguments))
+        code = _told(call, _outcome(call, app, arguments))
+        write("")
+        return code
     except StdoutClosed:
         # Python flushes standard output once more at its end, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -290,6 +304,8 @@ def _machine_trouble(call: Call, error: OSError) -> CloudtrainError:
         errno.ENOSPC: "Free some space, then run the same command again.",
         errno.EDQUOT: "Free some space, then run the same command again.",
         errno.EACCES: "CLOUDTRAIN_HOME=DIRECTORY  lets cloudtrain keep its files elsewhere.",
+        errno.EEXIST: "CLOUDTRAIN_HOME=DIRECTORY  lets cloudtrain keep its files elsewhere.",
+        errno.ENOTDIR: "CLOUDTRAIN_HOME=DIRECTORY  lets cloudtrain keep its files elsewhere.",
         errno.EROFS: "CLOUDTRAIN_HOME=DIRECTORY  lets cloudtrain keep its files elsewhere.",
     }
     return CloudtrainError(

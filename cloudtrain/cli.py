@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -55,7 +55,7 @@ def up(
         typer.Option(metavar="NAME|URN", help="nvidia, ubuntu-hpc, or a URN.  [nvidia]", show_default=False),
     ] = None,
     max_price: Annotated[
-        float | None,
+        str | None,
         typer.Option(metavar="USD", help="Most to pay an hour; -1: the on-demand price.  [-1]", show_default=False),
     ] = None,
     eviction_policy: Annotated[
@@ -73,7 +73,7 @@ def up(
         typer.Option(metavar="FILE", help="Public key to let in.  [a pair of the run's own]", show_default=False),
     ] = None,
     disk_gb: Annotated[
-        int | None, typer.Option(metavar="GIB", help="Size of the VM's disk.  [64]", show_default=False)
+        str | None, typer.Option(metavar="GIB", help="Size of the VM's disk.  [64]", show_default=False)
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until training has ended.")] = False,
 ) -> Outcome:
@@ -84,6 +84,7 @@ def up(
     Arguments after -- go to the trainer: cloudtrain up horses -- --epochs 10
     """
     from cloudtrain import config, render, runs
+    from cloudtrain.spec import number
     from cloudtrain.workflow import up as workflow
 
     flags = {
@@ -93,12 +94,12 @@ def up(
         "location": location,
         "size": size,
         "vm_image": vm_image,
-        "max_price": max_price,
+        "max_price": None if max_price is None else number(max_price),
         "eviction_policy": eviction_policy,
         "image": image,
         "mount": mount,
         "ssh_key": ssh_key,
-        "disk_gb": disk_gb,
+        "disk_gb": None if disk_gb is None else number(disk_gb),
         "trainer_args": call.trainer_args,
     }
     directory = Path.cwd()
@@ -109,8 +110,8 @@ def up(
     with call.opened(target) as ctx:
         spec = _spec(call, ctx, settings)
         ctx.progress.note(_where(spec, target))
-        _remember(call, ctx, spec)
-        result = workflow.up(ctx, spec)
+        with _remembered(call, ctx, spec):
+            result = workflow.up(ctx, spec)
         if follow:
             return _follow(call, ctx, result)
     return call.done(result, render.up)
@@ -150,9 +151,12 @@ def _data_set(arguments: tuple[str, ...]) -> str:
     return found
 
 
-def _remember(call: Call, ctx: "Context", spec: "RunSpec") -> None:
+@contextmanager
+def _remembered(call: Call, ctx: "Context", spec: "RunSpec") -> Iterator[None]:
+    """The index knows the run from before its first resource on; a run that was refused leaves no entry."""
     from cloudtrain import runs
     from cloudtrain.azure import names
+    from cloudtrain.workflow.up import current_spec
 
     hint = runs.Hint(
         cloud=ctx.session.cloud,
@@ -161,7 +165,16 @@ def _remember(call: Call, ctx: "Context", spec: "RunSpec") -> None:
         resource_group=names.group(spec.run),
         created=ctx.clock.now().isoformat(timespec="seconds"),
     )
+    known = runs.recall(call.home, hint.cloud, spec.run) is not None
     runs.remember(call.home, spec.run, hint)
+    try:
+        yield
+    except CloudtrainError:
+        # Azure may be out of reach by now, and then nobody knows: the entry stays.
+        with suppress(CloudtrainError):
+            if not known and current_spec(ctx, spec.run) is None:
+                runs.forget(call.home, hint.cloud, spec.run)
+        raise
 
 
 def _follow(call: Call, ctx: "Context", begun: Any) -> Outcome:
@@ -270,7 +283,7 @@ def restart(call: Call) -> Outcome:
 def simulate_eviction(
     call: Call,
     notice: Annotated[
-        float | None,
+        str | None,
         typer.Option(metavar="SECONDS", help="Warning before the cut; 0: none.  [30]", show_default=False),
     ] = None,
     no_restart: Annotated[bool, typer.Option("--no-restart", help="Leave the VM evicted.")] = False,
@@ -279,11 +292,19 @@ def simulate_eviction(
     from cloudtrain import render
     from cloudtrain.workflow import simulate_eviction as workflow
 
-    if notice is not None and not 0 <= notice <= 3600:
-        raise usage(f"--notice is {notice:g}; expected seconds from 0 to 3600.", "simulate-eviction")
+    seconds = None if notice is None else _notice(notice)
     with call.opened(call.find_target()) as ctx:
-        result = workflow.simulate_eviction(ctx, call.run or "", notice=notice, bring_back=not no_restart)
+        result = workflow.simulate_eviction(ctx, call.run or "", notice=seconds, bring_back=not no_restart)
     return call.done(result, render.simulate_eviction)
+
+
+def _notice(text: str) -> float:
+    from cloudtrain.spec import number
+
+    seconds = number(text)
+    if isinstance(seconds, str) or not 0 <= seconds <= 3600:
+        raise usage(f'--notice is "{text}"; expected seconds from 0 to 3600.', "simulate-eviction")
+    return float(seconds)
 
 
 @verb(app, RUN, PLACE, SPEAKING)
@@ -363,12 +384,10 @@ def emulator_reset(
 ) -> Outcome:
     """End every VM of the rehearsals, remove all."""
     from cloudtrain import render, runs
-    from cloudtrain.azure.session import embedded_azure
-    from cloudtrain.clock import SystemClock
 
     if not yes:
         _confirm("This ends every rehearsal and removes their VMs and disks.")
-    emulator = embedded_azure(call.home, SystemClock())
+    emulator = _emulator_at_any_rate(call.home)
     try:
         emulator.reset(fresh=fresh)
         fields = emulator.status()
@@ -377,6 +396,22 @@ def emulator_reset(
     for name in runs.known_runs(call.home, "embedded"):
         runs.forget(call.home, "embedded", name)
     return call.done(fields, render.emulator)
+
+
+def _emulator_at_any_rate(home: Path) -> Any:
+    """The embedded Azure, with an empty database where the one it has cannot be read. VMs are found by their disks."""
+    from cloudtrain.azure.session import embedded_azure
+    from cloudtrain.clock import SystemClock
+
+    try:
+        return embedded_azure(home, SystemClock())
+    except CloudtrainError as error:
+        if error.code != "DamagedStore":
+            raise
+    from cloudtrain.emulator import store
+
+    store.remove(home / "emulator")
+    return embedded_azure(home, SystemClock())
 
 
 def _confirm(warning: str) -> None:

@@ -76,9 +76,9 @@ def _from_file(table: Mapping[str, object], key: str, directory: Path) -> Any:
 
 def _flag_name(key: str) -> str:
     if key == "run":
-        return "the run's name"
+        return "The run's name"
     if key == "trainer_args":
-        return "the trainer's arguments"
+        return "The trainer's argument list"
     return "--" + key.replace("_", "-")
 
 

@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 
 # ECMA-48: CSI (ESC [ parameters, final byte), strings (OSC, DCS, ... up to BEL or ESC \), other two- and
 # three-byte sequences; the C1 forms of CSI and strings too.
-_ESCAPES = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-    r"|(?:\x1b[PX^_\]]|[\x90\x98\x9d\x9e\x9f]).*?(?:\x07|\x1b\\|\x9c)"
-    r"|\x1b[ -/]*[0-OQ-WYZ\\`-~]",
-    re.DOTALL,
-)
+_CSI, _STRING = r"(?:\x1b\[|\x9b)[0-?]*[ -/]*", r"(?:\x1b[PX^_\]]|[\x90\x98\x9d\x9e\x9f])"
+_WHOLE = rf"{_CSI}[@-~]|{_STRING}.*?(?:\x07|\x1b\\|\x9c)|\x1b[ -/]*[0-OQ-WYZ\\`-~]"
+_ESCAPES = re.compile(_WHOLE, re.DOTALL)
+# The same, and what may become one (or a line end) with the next chunk.
+_ESCAPES_SO_FAR = re.compile(rf"{_WHOLE}|(?P<open>{_CSI}\Z|{_STRING}.*\Z|\x1b[ -/]*\Z|\r\Z)", re.DOTALL)
 # Overrides of the writing direction make a terminal show another text than the one that is there.
 _DIRECTION = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # A sequence that is still open at the end of a chunk waits for the next one, up to this length.
@@ -59,12 +58,9 @@ class Cleaner:
 
 def _open_from(text: str) -> int:
     """Where a sequence begins that `text` does not end; its length where there is none."""
-    if text.endswith("\r"):
-        return len(text) - 1
-    for match in re.finditer(r"[\x1b\x90\x98\x9b\x9d\x9e\x9f]", text[-_LONGEST_OPEN:]):
-        start = max(0, len(text) - _LONGEST_OPEN) + match.start()
-        if not _ESCAPES.match(text, start):
-            return start
+    for match in _ESCAPES_SO_FAR.finditer(text):
+        if match["open"] is not None and len(text) - match.start() <= _LONGEST_OPEN:
+            return match.start()
     return len(text)
 
 
@@ -264,9 +260,9 @@ class Live(Silent):
     def _print_end(self, step: Timed, kind: type[BaseException] | None) -> None:
         from rich.text import Text
 
-        mark = Text(self._marks[0] + " ", style="green") if kind is None else Text(self._marks[1] + " ", style="red")
+        mark = (self._marks[0], "green") if kind is None else (self._marks[1], "red")
         how = "" if kind is None else outcome(kind) + " "
-        self._print(mark.append(step.title, style="default").append(f"  {how}{duration(step.seconds)}", style="dim"))
+        self._print(Text.assemble(mark, f" {step.title}", (f"  {how}{duration(step.seconds)}", "dim")))
 
     def _print(self, text: Any) -> None:
         self._console.print(text, markup=False, soft_wrap=True)

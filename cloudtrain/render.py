@@ -93,14 +93,15 @@ def up(result: "UpResult", paint: Paint) -> list[str]:
     lines += _labelled(rows, paint)
     if result.seen == "container":
         lines.append("The trainer's container stays up; its image writes no progress, so no step was seen.")
-    lines += _next(
+    if result.state != "running":
+        return lines + _next(paint, *_next_of_state(run, result.state, result.vm))
+    return lines + _next(
         paint,
         (f"cloudtrain status {run}", "how far it is"),
         (f"cloudtrain logs -f {run}", "its journal, as it grows"),
         (f"cloudtrain simulate-eviction {run}", "take the VM away, see it resume"),
         (f"cloudtrain down {run}", "remove every trace"),
     )
-    return lines
 
 
 def status(result: "StatusResult", paint: Paint) -> list[str]:
@@ -112,7 +113,7 @@ def status(result: "StatusResult", paint: Paint) -> list[str]:
     lines += _labelled(rows, paint)
     if result.note:
         lines.append(result.note)
-    lines += _next(paint, *_next_of_state(result.run, result.state))
+    lines += _next(paint, *_next_of_state(result.run, result.state, result.vm))
     bill = _bill(result.cloud, result.vm, result.run)
     return [*lines, paint(bill, "dim")] if bill else lines
 
@@ -121,11 +122,7 @@ def stop(result: "StopResult", paint: Paint) -> list[str]:
     saved = "" if result.saved_step is None else f", the newest checkpoint is at step {result.saved_step}"
     before = "The VM was deallocated before" if result.was == "deallocated" else "The VM is deallocated"
     lines = [_headline(result.run, result.state, paint), f"{before}{saved}. Its disk stays."]
-    lines += _next(
-        paint,
-        (f"cloudtrain restart {result.run}", "goes on where it stopped"),
-        (f"cloudtrain down {result.run}", "remove every trace"),
-    )
+    lines += _next(paint, *_next_of_state(result.run, result.state, None))
     if result.cloud == "azure":
         lines.append(paint("Its disk and its public address still bill.", "dim"))
     return lines
@@ -187,8 +184,7 @@ def list_runs(result: "ListResult", paint: Paint) -> list[str]:
     if not result.runs:
         return [f"No runs on {place}."]
     rows = [
-        (entry.run, entry.state, entry.size, entry.location, entry.cloud, entry.created.replace("T", " "))
-        for entry in result.runs
+        (entry.run, entry.state, entry.size, entry.location, entry.cloud, _when(entry.created)) for entry in result.runs
     ]
     return _table(("run", "state", "size", "location", "cloud", "created"), rows, paint)
 
@@ -228,9 +224,9 @@ def _training_rows(training: "Training | None") -> list[Row]:
         came_from = "" if training.resumed_from_step is None else f", last from step {training.resumed_from_step}"
         rows.append(("resumed", _count(training.resumes, "time") + came_from))
     if training.metrics:
-        rows.append(("metrics", "  ".join(f"{name} {value:.4g}" for name, value in training.metrics.items())))
+        rows.append(("metrics", ", ".join(f"{name} {value:.4g}" for name, value in training.metrics.items())))
     if training.as_of:
-        rows.append(("as of", training.as_of.replace("T", " ") + " (last known)"))
+        rows.append(("as of", _when(training.as_of) + " (last known)"))
     return rows
 
 
@@ -258,10 +254,12 @@ def _progress(step: int, total: int | None) -> str:
     return f"step {step} of {total} ({100 * step // total} %)" if total else f"step {step}"
 
 
-def _next_of_state(run: str, state: str) -> list[Row]:
+def _next_of_state(run: str, state: str, vm: "VmInfo | None") -> list[Row]:
     follow = (f"cloudtrain logs -f {run}", "its journal, as it grows")
     again = (f"cloudtrain restart {run}", "goes on from the newest checkpoint")
     remove = (f"cloudtrain down {run}", "remove every trace")
+    if state == "finished" and (vm is None or vm.power_state != "running"):
+        return [(f"cloudtrain restart {run}", "starts the VM, whose disk has logs and weights"), remove]
     return {
         "running": [follow],
         "provisioning": [(f"cloudtrain up {run}", "goes on with what is missing")],
@@ -295,7 +293,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], paint: Paint) -> 
 
 def _next(paint: Paint, *commands: Row) -> list[str]:
     width = max((len(command) for command, _ in commands), default=0)
-    return [f"  {paint(command.ljust(width), 'cyan')}  {why}" for command, why in commands]
+    lines = [f"  {paint(command.ljust(width), 'cyan')}  {why}" for command, why in commands]
+    return ["What next:", *lines] if lines else []
 
 
 def _count(number: int, noun: str) -> str:
@@ -307,7 +306,11 @@ def _step(step: int | None) -> str:
 
 
 def _seconds(seconds: float | None) -> str:
-    return "unknown" if seconds is None else f"{seconds:g} s"
+    return "unknown" if seconds is None else f"{seconds:.1f} s"
+
+
+def _when(iso: str) -> str:
+    return iso.replace("T", " ").replace("+00:00", " UTC")
 
 
 def _quoted(argument: str) -> str:

@@ -122,6 +122,7 @@ def _make_pair(place: Path, comment: str) -> str:
 
 
 def _private_directory(path: Path, home: Path) -> Path:
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     missing = [path, *(parent for parent in path.parents if home in parent.parents)]
     for level in reversed(missing):
         try:

@@ -267,6 +267,9 @@ CHECKS: Mapping[str, Callable[[object], Any]] = {
 }
 
 
+_HELP = "cloudtrain up --help  tells about every setting."
+
+
 def check(key: str, value: object, where: str) -> Any:
     """The value of `key` in the form a `Settings` holds.
 
@@ -276,7 +279,17 @@ def check(key: str, value: object, where: str) -> Any:
     try:
         return CHECKS[key](value)
     except Unfit as unfit:
-        raise InvalidSpec(f"{where} is {_shown(value)}; expected {unfit.expected}.", unfit.hint) from unfit
+        raise InvalidSpec(f"{where} is {_shown(value)}; expected {unfit.expected}.", unfit.hint or _HELP) from unfit
+
+
+def number(text: str) -> int | float | str:
+    """What a flag's text says as a number; the text itself where it says none, for `check` to refuse."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _shown(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import sys
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from trainer import data, progress, run
+from trainer import progress
 from trainer.directory import Directory, open_directory
 from trainer.errors import FAILED, FINISHED, Refused, TrainerError
 from trainer.journal import Journal, now
@@ -19,14 +20,17 @@ from trainer.stop import StopRequest
 
 if TYPE_CHECKING:
     from trainer.decoded import Dataset
+    from trainer.run import Restored
 
-NEEDED = ("tensorflow", "keras", "tensorflow_datasets")
+NEEDED = ("numpy", "tensorflow", "keras", "tensorflow_datasets")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the flags say. Returns the exit code; raises SystemExit when asked to stop."""
     stop = StopRequest()
     stop.install()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # container.log is followed while it is written
     options = parse(arguments)
     try:
         _require_packages()
@@ -47,6 +51,8 @@ def _require_packages() -> None:
 
 def _train(options: Options, stop: StopRequest) -> int:
     # 1. What can be known without TensorFlow, which takes seconds to import.
+    from trainer import run
+
     directory = open_directory(options.checkpoint_dir)
     journal = Journal(directory.journal)
     stop.before_leaving = lambda: journal.write(
@@ -73,10 +79,7 @@ def _train(options: Options, stop: StopRequest) -> int:
     training = session.begin(options, directory, restored, dataset, network, _job(options), stop)
 
     # 4. The loop, to the end or until somebody asks to stop.
-    batches = data.Batches(
-        dataset.train.images, dataset.train.labels, batch_size=options.batch_size, seed=options.seed
-    )
-    session.train(training, network, batches, dataset.validation)
+    session.train(training, network, options, dataset)
     return FINISHED
 
 
@@ -85,18 +88,17 @@ def _job(options: Options) -> dict[str, Any]:
     return {"dataset": options.dataset, "model": options.model, "image size": size}
 
 
-def _is_finished(directory: Directory, restored: run.Restored, options: Options) -> bool:
+def _is_finished(directory: Directory, restored: Restored, options: Options) -> bool:
     said = progress.read(directory.progress)
     done = bool(said.get("finished")) and said.get("step") == restored.position.step
     return done and restored.position.epoch >= options.epochs and directory.final_model.exists()
 
 
 def _begin_to_load(options: Options, imported: threading.Event) -> Future[Dataset]:
-    request = data.Request(
-        options.dataset, options.image_size, options.train_split, options.validation_split, options.data_dir
-    )
+    from trainer import data
+
     pool = ThreadPoolExecutor(1, thread_name_prefix="data")
-    loading = pool.submit(data.load, request, imported)
+    loading = pool.submit(data.load, options.data, imported)
     pool.shutdown(wait=False)
     return loading
 
@@ -111,7 +113,9 @@ def _prepare_environment(options: Options) -> None:
 def _refuse_impossible(options: Options, dataset: Dataset) -> None:
     examples = len(dataset.train.labels)
     if options.batch_size > examples:
-        raise Refused(f"a batch of {options.batch_size} is larger than the data: {examples} examples to train on")
+        raise Refused(
+            f"a batch of {options.batch_size} is larger than the data: {examples} examples to train on"
+        )
 
 
 def _end(code: int) -> None:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable("trainer")
 class FusedAdam(keras.optimizers.Adam):  # type: ignore[misc]
-    """`keras.optimizers.Adam`, the same formula (Kingma and Ba 2015, section 2, last paragraph), TensorFlow only.
+    """`keras.optimizers.Adam` for TensorFlow: the same formula (Kingma and Ba 2015, end of section 2).
 
     Takes the slow way round for amsgrad and for sparse gradients.
     """

@@ -85,7 +85,7 @@ def _parts(meta: Mapping[str, Any], tensors: Tensors) -> list[bytes | memoryview
 
 def _raw(array: Array) -> memoryview:
     # Through uint8, because bfloat16 has no buffer format of its own.
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def read(path: Path) -> Checkpoint:
@@ -116,7 +116,8 @@ def _dtype(name: str) -> np.dtype[Any]:
     except TypeError:
         import ml_dtypes  # numpy learns bfloat16 and its like from it; every backend depends on it
 
-        return np.dtype(getattr(ml_dtypes, name))
+        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return dtype
 
 
 def complete(directory: Path) -> list[Path]:

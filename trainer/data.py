@@ -5,14 +5,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
-import os
 import re
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +18,12 @@ import numpy as np
 from trainer import decoded, files
 from trainer.decoded import Array, Dataset, Split
 from trainer.errors import Refused, TrainerError
+from trainer.request import DATA_ENVIRONMENT, Request, Size
 
-DATA_ENVIRONMENT = "TFDS_DATA_DIR"
 OWN_SIZE_UNKNOWN = 224
 RESIZE_BATCH = 64
 # module:function. What TFDS has after a colon is a version, which begins with a digit.
 OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
-Size = tuple[int, int]
 
 
 class Batches:
@@ -62,31 +57,6 @@ class Batches:
                 batch, coming = coming.result(), pool.submit(self.batch, order, following)
                 yield batch
             yield coming.result()
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for. `size` is height, width; None means the data set's own."""
-
-    name: str
-    size: Size | None
-    train_split: str | None
-    validation_split: str | None
-    directory: Path
-
-
-def default_directory() -> Path:
-    """$TFDS_DATA_DIR, else TFDS' own default, else (no home, or a read-only one) a temporary directory."""
-    if os.environ.get(DATA_ENVIRONMENT):
-        return Path(os.environ[DATA_ENVIRONMENT])
-    try:
-        own = Path("~/tensorflow_datasets").expanduser()
-        own.mkdir(parents=True, exist_ok=True)
-        if os.access(own, os.W_OK):
-            return own
-    except (OSError, RuntimeError):
-        pass
-    return Path(tempfile.gettempdir()) / f"tensorflow_datasets-{os.getuid()}"
 
 
 def load(request: Request, imported: threading.Event) -> Dataset:
@@ -253,9 +223,8 @@ def own_dataset(request: Request) -> Dataset:
     try:
         train, validation = (_own_split(request.name, *part) for part in answer)
     except (TypeError, ValueError) as error:
-        raise Refused(
-            f"{request.name} should return ((images, labels), (validation images, validation labels)): {error}"
-        ) from error
+        expected = "((images, labels), (validation images, validation labels))"
+        raise Refused(f"{request.name} should return {expected}: {error}") from error
     classes = int(max(train.labels.max(), validation.labels.max())) + 1
     sums = [decoded.checksum(array) for part in (train, validation) for array in (part.images, part.labels)]
     identity = f"{request.name} content {' '.join(f'{number:08x}' for number in sums)}"

@@ -74,7 +74,7 @@ def checksum(array: Array) -> int:
     total = 0
     for begin in range(0, len(array), max(1, CHUNK // max(1, array[:1].nbytes))):
         piece = np.ascontiguousarray(array[begin : begin + max(1, CHUNK // max(1, array[:1].nbytes))])
-        total = zlib.crc32(piece.reshape(-1).view(np.uint8), total)
+        total = zlib.crc32(piece.reshape(-1).view(np.uint8).data, total)
     return total
 
 

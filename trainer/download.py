@@ -57,8 +57,12 @@ class PatientDownloader(downloader._Downloader):  # type: ignore[misc]
                 return _fetch(url, path, verify, expected)
             except (requests.RequestException, DownloadFailed) as error:
                 if pause is None or _is_final(error):
-                    raise DownloadFailed(f"{url}: {error}") from error
-                print(f"{path.name}: {error}; trying again in {pause:.0f} s", file=sys.stderr, flush=True)
+                    raise DownloadFailed(f"{url}: {_reason(error)}") from error
+                print(
+                    f"{path.name}: {_reason(error)}; trying again in {pause:.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 time.sleep(pause)
         raise AssertionError("unreachable")
 
@@ -66,6 +70,12 @@ class PatientDownloader(downloader._Downloader):  # type: ignore[misc]
 def _is_final(error: Exception) -> bool:
     response = getattr(error, "response", None)
     return response is not None and response.status_code in GONE
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, requests.ConnectionError):
+        return "the host cannot be reached"
+    return "the host does not answer" if isinstance(error, requests.Timeout) else str(error)
 
 
 def _fetch(url: str, path: Path, verify: bool, expected: Any) -> Any:
@@ -86,12 +96,15 @@ def _fetch(url: str, path: Path, verify: bool, expected: Any) -> Any:
 def _receive(answer: requests.Response, path: Path, have: int, total: int) -> None:
     told = time.monotonic()
     with path.open("ab" if have else "wb") as file:
-        for block in answer.iter_content(BLOCK):
-            file.write(block)
-            have += len(block)
-            if time.monotonic() - told > TOLD_EVERY or have == total:
-                told = time.monotonic()
-                print(f"downloading {path.name}: {_mb(have)} of {_mb(total)} MB", flush=True)
+        try:
+            for block in answer.iter_content(BLOCK):
+                file.write(block)
+                have += len(block)
+                if time.monotonic() - told > TOLD_EVERY or have == total:
+                    told = time.monotonic()
+                    print(f"downloading {path.name}: {_mb(have)} of {_mb(total)} MB", flush=True)
+        except requests.RequestException as error:
+            raise DownloadFailed(f"the connection broke after {_mb(have)} of {_mb(total)} MB") from error
 
 
 def _mb(size: int) -> str:
@@ -100,14 +113,17 @@ def _mb(size: int) -> str:
 
 def _checked(path: Path, total: int, expected: Any) -> Any:
     size = path.stat().st_size
-    if total and size < total:
-        raise DownloadFailed(f"the connection broke after {_mb(size)} of {_mb(total)} MB")
+    if total and size != total:
+        path.unlink()
+        raise DownloadFailed(f"{_mb(size)} MB came instead of {_mb(total)}")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if expected is not None and digest != expected.checksum:
         path.unlink()
         raise DownloadFailed("what came is not what TFDS expects (checksum)")
     info = checksums.UrlInfo(
-        checksum=digest, size=tfds.core.utils.Size(size), filename=expected.filename if expected else path.name
+        checksum=digest,
+        size=tfds.core.utils.Size(size),
+        filename=expected.filename if expected else path.name,
     )
     return downloader.DownloadResult(path=tfds.core.Path(path), url_info=info)

@@ -75,7 +75,8 @@ def _ink(rng: np.random.Generator, paint: Plane) -> npt.NDArray[np.float32]:
     mean = float(paint[::8, ::8].mean())
     away = float(rng.uniform(70, 110)) * (-1 if mean > 128 else 1)
     tint = rng.integers(-18, 19, 3).astype(np.float32)
-    return np.clip(np.float32(round(mean + away)) + tint, 0, 255)
+    colour: npt.NDArray[np.float32] = np.clip(np.float32(round(mean + away)) + tint, 0, 255)
+    return colour
 
 
 def _fill(paint: Plane, cover: Plane, colour: npt.NDArray[np.float32]) -> None:
@@ -102,7 +103,8 @@ def _distance(x: Plane, y: Plane, stroke: Stroke) -> Plane:
     dx, dy = np.float32(stroke.b[0]) - ax, np.float32(stroke.b[1]) - ay
     length = max(dx * dx + dy * dy, np.float32(1e-12))
     along = np.clip(((x - ax) * dx + (y - ay) * dy) / length, 0, 1)
-    return np.sqrt((x - ax - along * dx) ** 2 + (y - ay - along * dy) ** 2)
+    distance: Plane = np.sqrt((x - ax - along * dx) ** 2 + (y - ay - along * dy) ** 2)
+    return distance
 
 
 def _axis(size: int) -> npt.NDArray[np.float32]:
@@ -132,7 +134,9 @@ def _placed(rng: np.random.Generator, figure: list[Stroke]) -> list[Stroke]:
     return [Stroke(place(s.a), place(s.b), s.radius * scale) for s in figure]
 
 
-def _limb(rng: np.random.Generator, start: Point, lengths: Point, angle: float, radius: float) -> list[Stroke]:
+def _limb(
+    rng: np.random.Generator, start: Point, lengths: Point, angle: float, radius: float
+) -> list[Stroke]:
     """Two strokes with a joint. Angle 0 points down; positive is forwards."""
     strokes = []
     for length, thinner in zip(lengths, (1.0, 0.75), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ def export(model: Any, path: Path) -> None:
     try:
         model.save(aside)
         with aside.open("rb") as file:
-            files.os.fsync(file.fileno())
+            os.fsync(file.fileno())
         aside.replace(path)
     except BaseException:
         files.discard(aside)

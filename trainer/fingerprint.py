@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "jax", "torch")
 
@@ -24,10 +22,6 @@ def of_machine() -> dict[str, str]:
         "threads": str(len(os.sched_getaffinity(0))),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
     }
-
-
-def of_choices(choices: Mapping[str, Any]) -> dict[str, str]:
-    return {key: str(value) for key, value in choices.items()}
 
 
 def _version(name: str) -> str:

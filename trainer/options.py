@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import policy
-from trainer.data import DATA_ENVIRONMENT, Size, default_directory
 from trainer.directory import ENVIRONMENT, default_root
+from trainer.request import DATA_ENVIRONMENT, Request, Size, default_directory
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
@@ -35,6 +35,10 @@ class Options:
     deterministic: bool
     xla: bool
 
+    @property
+    def data(self) -> Request:
+        return Request(self.dataset, self.image_size, self.train_split, self.validation_split, self.data_dir)
+
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
     """Raises SystemExit: 0 after --help, 2 for flags that cannot be, naming what was expected."""
@@ -48,17 +52,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer",
         description="Train an image classifier; go on from the last checkpoint, bit for bit, after any kill.",
-        epilog="Exit codes: 0 finished, 75 saved because of SIGTERM (start me again), 2 refused, else failed.",
+        epilog="Exit codes: 0 finished, 75 saved on SIGTERM (start me again), 2 refused, else failed.",
         allow_abbrev=False,
     )
     job = parser.add_argument_group("what to train")
     job.add_argument(
-        "--dataset", default="horses_or_humans", metavar="NAME", help="of TFDS, `silhouettes` or module:function"
+        "--dataset",
+        default="horses_or_humans",
+        metavar="NAME",
+        help="of TFDS, `silhouettes` or module:function",
     )
-    job.add_argument("--model", default="MobileNetV3Small", metavar="NAME", help="of keras.applications or module:function")
+    job.add_argument(
+        "--model", default="MobileNetV3Small", metavar="NAME", help="of keras.applications or module:function"
+    )
     job.add_argument("--epochs", type=_positive, default=70, metavar="N")
     job.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="over all devices")
-    job.add_argument("--image-size", type=_size, metavar="N or HxW", help="default: the data set's own, else 224")
+    job.add_argument(
+        "--image-size", type=_size, metavar="N or HxW", help="default: the data set's own, else 224"
+    )
     job.add_argument("--learning-rate", type=_rate, default=0.001, metavar="X")
     job.add_argument("--seed", type=_natural, default=0, metavar="N")
     job.add_argument("--train-split", metavar="SPLIT", help="TFDS notation, such as train[:90%%]")
@@ -71,11 +82,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="auto, N or Ns",
         help="steps or seconds apart; auto: as close as costs at most 1%% of the time",
     )
-    saving.add_argument("--keep", type=_at_least_two, default=2, metavar="N", help="checkpoints to keep, 2 or more")
-    saving.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help=f"default: ${ENVIRONMENT}, else ./Saved_Model")
-    saving.add_argument("--data-dir", type=Path, metavar="DIR", help=f"default: ${DATA_ENVIRONMENT}, else TFDS' own")
+    saving.add_argument(
+        "--keep", type=_at_least_two, default=2, metavar="N", help="checkpoints to keep, 2 or more"
+    )
+    saving.add_argument(
+        "--checkpoint-dir", type=Path, metavar="DIR", help=f"default: ${ENVIRONMENT}, else ./Saved_Model"
+    )
+    saving.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help=f"default: ${DATA_ENVIRONMENT}, else TFDS' own"
+    )
     how = parser.add_argument_group("how")
-    how.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: mixed on GPUs that gain from it")
+    how.add_argument(
+        "--precision", choices=PRECISIONS, default="auto", help="auto: mixed on GPUs that gain from it"
+    )
     how.add_argument("--devices", type=_positive, metavar="N", help="GPUs to use; default: all")
     how.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True)
     how.add_argument("--xla", action=argparse.BooleanOptionalAction, default=False)

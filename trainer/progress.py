@@ -91,7 +91,7 @@ class Display:
 
 
 def _bar(state: Mapping[str, Any]) -> str:
-    done = round(BAR_WIDTH * state["step"] / max(1, state["total_steps"]))
+    done: int = round(BAR_WIDTH * state["step"] / max(1, state["total_steps"]))
     return "[" + "#" * done + "-" * (BAR_WIDTH - done) + "]"
 
 

@@ -104,7 +104,9 @@ class EventLog(Protocol):
 @dataclass
 class Settings:
     """What a run needs to know beside its state. `job` names what may not change between two starts;
-    `fingerprint` what must not change for exactness."""
+    `fingerprint` what must not change for exactness. With `epochs_are_whole` nothing is saved between the
+    last step of an epoch and `epoch_done`, unless somebody asks to stop.
+    """
 
     schedule: Schedule
     interval: policy.Interval = field(default_factory=policy.Interval)
@@ -113,7 +115,7 @@ class Settings:
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     running_metrics: Callable[[], Mapping[str, float]] = dict
     open_events: Callable[[int], EventLog | None] = lambda step: None
-    begun_at: float | None = None
+    epochs_are_whole: bool = False
 
 
 class Run:
@@ -178,9 +180,9 @@ class Run:
         if self.first_step_after is None:
             self._first_step()
         self.check_stop()
-        if self._is_due():
-            self.save()
-            self.check_stop()
+        at_end = self.position.steps_left_in_epoch(self.settings.schedule) == 0
+        if not (at_end and self.settings.epochs_are_whole):
+            self._save_if_due()
         self.tell_if_due()
 
     def check_stop(self) -> None:
@@ -200,24 +202,27 @@ class Run:
             metrics.tell_events(self._events, position.step, values, self.speed.examples_per_second())
         self.display.clear()
         print(_epoch_line(row, self.settings.schedule.epochs), flush=True)
+        self._save_if_due()
         self.tell()
 
     # --- saving ---------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        self.saver.save(self._meta(), self.variables.tensors())
+        self.saver.save(self._meta(), self.variables.tensors)
         self._last_save = (self.position.step, time.perf_counter())
 
     def save_now(self) -> bool:
         """Save in this thread. True when the present state is durable."""
-        durable = self.saver.save_now(self._meta(), self.variables.tensors())
+        durable = self.saver.save_now(self._meta(), self.variables.tensors)
         self._last_save = (self.position.step, time.perf_counter())
         return durable
 
-    def _is_due(self) -> bool:
+    def _save_if_due(self) -> None:
         step, moment = self._last_save
         steps, seconds = self.position.step - step, time.perf_counter() - moment
-        return self.saver.is_due(self.settings.interval, steps=steps, seconds=seconds)
+        if self.saver.is_due(self.settings.interval, steps=steps, seconds=seconds):
+            self.save()
+            self.check_stop()
 
     def _meta(self) -> dict[str, Any]:
         return {
@@ -262,7 +267,7 @@ class Run:
         raise SystemExit(self.stop.exit_code)
 
     def finish(self) -> None:
-        """The last save, and the digest of the result. Raises TrainerError when the result cannot be made durable."""
+        """The last save, and the digest of the result. Raises TrainerError when that cannot be saved."""
         self._digest = self.variables.digest()
         for attempt in range(FINAL_ATTEMPTS):
             if self.save_now():

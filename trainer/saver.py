@@ -15,6 +15,8 @@ from trainer import checkpoint, files, policy
 
 RECENT = 5
 
+Snapshot = Callable[[], checkpoint.Tensors]
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -49,28 +51,30 @@ class Saver:
             return False
         return policy.is_due(interval, steps=steps, seconds=seconds, costs=self.costs)
 
-    def save(self, meta: Mapping[str, Any], tensors: checkpoint.Tensors) -> None:
+    def save(self, meta: Mapping[str, Any], tensors: Snapshot) -> None:
         """Write now, or begin to: arrays that alias live variables are copied before this returns."""
         begun = time.perf_counter()
         self.wait()
-        if policy.in_background(busy=self._meter.busy(), costs=self.costs):
-            copies = [(name, array.copy()) for name, array in tensors]
-            stall = time.perf_counter() - begun
-            self._writing = threading.Thread(
-                target=self._write, args=(meta, copies, stall), name="checkpoint writer"
-            )
-            self._writing.start()
-        else:
-            self._write(meta, tensors, None, begun)
-            self.collect()
+        if not policy.in_background(busy=self._meter.busy(), costs=self.costs):
+            self._write_here(meta, tensors, begun)
+            return
+        copies = [(name, array.copy()) for name, array in tensors()]
+        stall = time.perf_counter() - begun
 
-    def save_now(self, meta: Mapping[str, Any], tensors: checkpoint.Tensors) -> bool:
+        def write() -> None:
+            error = self._write(meta, copies)
+            cost = policy.Cost(stall, time.perf_counter() - begun)
+            self._outcome = Saved(meta["step"], cost, True, error)
+
+        self._writing = threading.Thread(target=write, name="checkpoint writer")
+        self._writing.start()
+
+    def save_now(self, meta: Mapping[str, Any], tensors: Snapshot) -> bool:
         """Write in this thread, after whatever is being written. True when it is durable."""
         begun = time.perf_counter()
         self.wait()
-        self._write(meta, tensors, None, begun)
-        self.collect()
-        return self.durable_step == meta["step"]
+        self._write_here(meta, tensors, begun)
+        return bool(self.durable_step == meta["step"])
 
     def wait(self) -> None:
         """Return when nothing is being written any more."""
@@ -88,24 +92,21 @@ class Saver:
             self.durable_step = outcome.step
         self.report(outcome)
 
-    def _write(
-        self,
-        meta: Mapping[str, Any],
-        tensors: checkpoint.Tensors,
-        stall: float | None,
-        begun: float | None = None,
-    ) -> None:
-        begun = time.perf_counter() if begun is None else begun
-        error = ""
+    def _write_here(self, meta: Mapping[str, Any], tensors: Snapshot, begun: float) -> None:
+        error = self._write(meta, tensors())
+        took = time.perf_counter() - begun
+        self._outcome = Saved(meta["step"], policy.Cost(took, took), False, error)
+        self.collect()
+
+    def _write(self, meta: Mapping[str, Any], tensors: checkpoint.Tensors) -> str:
+        """Returns what went wrong, or nothing."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             checkpoint.write(self.directory / checkpoint.file_name(meta["step"]), meta, tensors)
             self._thin_out()
         except OSError as failure:
-            error = failure.strerror or str(failure)
-        took = time.perf_counter() - begun
-        cost = policy.Cost(stall=took if stall is None else stall, write=took)
-        self._outcome = Saved(meta["step"], cost, stall is not None, error)
+            return failure.strerror or str(failure)
+        return ""
 
     def _thin_out(self) -> None:
         names = [path.name for path in checkpoint.complete(self.directory)]

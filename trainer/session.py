@@ -80,7 +80,7 @@ def begin(
         running_metrics=network.training.means,
         open_events=lambda at: tensorboard.Events(directory.tensorboard, at),
     )
-    variables = Variables(network.model, network.optimizer, extra=[network.training.variable])
+    variables = Variables(network.model, network.optimizer, extra=lambda: [network.training.variable])
     run = Run(directory, restored, variables, settings, stop, progress.Display())
     network.optimizer.learning_rate = options.learning_rate
     return run
@@ -101,17 +101,20 @@ def _fingerprint(options: Options, dataset: Dataset, place: devices.Devices) -> 
     }
 
 
-def train(run: Run, network: Network, batches: Batches, held_out: Split) -> None:
+def train(run: Run, network: Network, options: Options, dataset: Dataset) -> None:
     """Train from where the run is to the end. Raises SystemExit(75) when asked to stop."""
+    images, labels = dataset.train.images, dataset.train.labels
+    batches = Batches(images, labels, batch_size=options.batch_size, seed=options.seed)
     best = export.BestModel(run.directory, network.model)
-    weights = np.ones(batches.batch_size, np.float32)
+    weights = np.ones(options.batch_size, np.float32)
     for epoch in run.epochs():
         if run.position.offset == 0:
             network.training.reset()
         for images, labels in batches.of_epoch(epoch, run.position.offset):
             network.train(images, labels, weights)
             run.step_done()
-        values = {**network.training.means(), **_validate(run, network, held_out, batches.batch_size)}
+        judged = _validate(run, network, dataset.validation, options.batch_size)
+        values = {**network.training.means(), **judged}
         _keep_if_best(run, best, values)
         run.epoch_done(values)
     _finish(run, network, best)

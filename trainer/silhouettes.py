@@ -24,7 +24,7 @@ FAST_PNG = 1
 
 
 @dataclasses.dataclass(eq=False)
-class SilhouettesConfig(tfds.core.BuilderConfig):
+class SilhouettesConfig(tfds.core.BuilderConfig):  # type: ignore[misc]
     """`image_size` in pixels: pictures are drawn at that size, not scaled down. `seed` fixes every pixel."""
 
     image_size: int = IMAGE_SIZE
@@ -35,7 +35,7 @@ def config_for(image_size: int) -> SilhouettesConfig:
     return SilhouettesConfig(name=f"{image_size}x{image_size}", image_size=image_size)
 
 
-class Silhouettes(tfds.core.GeneratorBasedBuilder):
+class Silhouettes(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
     """Horses and humans as silhouettes before gradients, blobs, twigs and grain."""
 
     VERSION = tfds.core.Version("1.0.0")

@@ -32,7 +32,13 @@ Step = Callable[[Array, Array, Array], None]
 
 
 def make_training_step(
-    model: Any, optimizer: Any, totals: Totals, image: tuple[int, ...], batch_size: int, strategy: Any, xla: bool
+    model: Any,
+    optimizer: Any,
+    totals: Totals,
+    image: tuple[int, ...],
+    batch_size: int,
+    strategy: Any,
+    xla: bool,
 ) -> Step:
     """A step on `batch_size` images shared out over the devices of `strategy`.
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,10 @@ TORCH_RNG = "rng/torch"
 class Variables:
     """The variables of a built model and its optimizer, in a fixed order under fixed names.
 
-    `extra` variables (running metrics) are saved and restored too, but are no part of the digest.
+    `extra` gives variables (running metrics) that are saved and restored too, but are no part of the digest.
     """
 
-    def __init__(self, model: Any, optimizer: Any, extra: Iterable[Any] = ()) -> None:
+    def __init__(self, model: Any, optimizer: Any, extra: Callable[[], Iterable[Any]] = tuple) -> None:
         if not model.built:
             raise Refused("the model has no variables yet", hint="give it an Input, or call model.build()")
         if not optimizer.built:
@@ -32,12 +32,13 @@ class Variables:
         self._model = model
         self._backend = _backend()
         self._state = list(_named([("model", model.variables), ("optimizer", optimizer.variables)]))
-        self._extra = list(_named([("metric", extra)]))
+        self._extra = extra
 
     def tensors(self) -> list[tuple[str, Array]]:
         """Every variable as an array. The arrays may alias the variables: use them before the next step."""
         self._synchronise()
-        pairs = [(name, _array(variable)) for name, variable in self._state + self._extra]
+        metrics = _named([("metric", self._extra())])
+        pairs = [(name, _array(variable)) for name, variable in [*self._state, *metrics]]
         return pairs + self._random_state()
 
     def digest(self) -> str:
@@ -46,17 +47,21 @@ class Variables:
 
     def restore(self, tensors: Mapping[str, Array]) -> None:
         """Set every variable. Raises Refused, naming both shapes, where the model is another one."""
-        for name, variable in self._state:
-            array = tensors.get(name.split("@")[0]) if name not in tensors else tensors[name]
-            _check(name, array, tuple(variable.shape))
-        for name, variable in self._state + self._extra:
-            array = tensors.get(name, tensors.get(name.split("@")[0]))
-            if array is not None:
-                _assign(variable, array)
+        arrays = [_checked(name, tensors, tuple(variable.shape)) for name, variable in self._state]
+        for (_, variable), array in zip(self._state, arrays, strict=True):
+            _assign(variable, array)
+        self.restore_extra(tensors)
         if TORCH_RNG in tensors and self._backend == "torch":
-            import torch
+            import torch  # type: ignore[import-not-found,unused-ignore]
 
             torch.set_rng_state(torch.from_numpy(tensors[TORCH_RNG].copy()))
+
+    def restore_extra(self, tensors: Mapping[str, Array]) -> None:
+        """Set the `extra` variables that there are by now."""
+        for name, variable in _named([("metric", self._extra())]):
+            array = tensors.get(name)
+            if array is not None and array.shape == tuple(variable.shape):
+                _assign(variable, array)
 
     def _synchronise(self) -> None:
         # Inside fit, JAX keeps the state out of the variables until somebody asks.
@@ -66,7 +71,8 @@ class Variables:
     def _random_state(self) -> list[tuple[str, Array]]:
         if self._backend != "torch":
             return []
-        import torch  # Keras dropout draws from torch's own generator, not from the seed generator
+        # Keras dropout draws from torch's own generator, not from its seed generator.
+        import torch
 
         return [(TORCH_RNG, torch.get_rng_state().numpy())]
 
@@ -124,8 +130,11 @@ def _assign(variable: Any, array: Array) -> None:
         variable.assign(array)
 
 
-def _check(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
+def _checked(name: str, tensors: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
+    """The array for a variable; a device that has joined since gets what the first one had."""
+    array = tensors.get(name, tensors.get(name.split("@")[0]))
     if array is None:
         raise Refused(f"the checkpoint is of another model: it lacks {name}")
     if array.shape != shape:
         raise Refused(f"the checkpoint is of another model: {name} has shape {array.shape}, not {shape}")
+    return array

@@ -225,7 +225,8 @@ def _only_subscription(credential: Any, options: dict[str, Any]) -> str:
 
 
 def _trainer_command() -> list[str]:
-    return [sys.executable, "-m", "trainer"]
+    # The package is found where this one lies, installed or in a checkout.
+    return ["/usr/bin/env", f"PYTHONPATH={Path(__file__).parents[2]}", sys.executable, "-m", "trainer"]
 
 
 def _python_directories() -> list[Path]:

@@ -11,6 +11,7 @@ from cloudtrain.azure import images, names
 from cloudtrain.azure.errors import in_conflict, is_missing, translated
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.session import Session
+from cloudtrain.azure.words import word
 from cloudtrain.clock import Clock
 
 ADMIN = "azureuser"
@@ -204,11 +205,11 @@ def _read(found: Any) -> Vm:
         name=found.name,
         id=found.id,
         location=found.location,
-        size=str(found.hardware_profile.vm_size) if found.hardware_profile else "",
-        provisioning=str(found.provisioning_state or ""),
+        size=word(found.hardware_profile.vm_size) if found.hardware_profile else "",
+        provisioning=word(found.provisioning_state),
         power=PowerState(power) if power else PowerState.ABSENT,
-        priority=str(found.priority or "Regular"),
-        eviction_policy=str(found.eviction_policy or ""),
+        priority=word(found.priority) or "Regular",
+        eviction_policy=word(found.eviction_policy),
         max_price=billing.max_price if billing and billing.max_price is not None else -1.0,
         failure=(failed.message or failed.code) if failed else "",
     )

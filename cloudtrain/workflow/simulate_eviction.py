@@ -110,9 +110,8 @@ def _result(
 ) -> EvictionResult:
     """after: the guest once it trains again; None where the VM was left off, and nothing can be asked."""
     events = [event for event in after.events if event.time >= timeline.began.timestamp()] if after else []
-    for event in events:
-        if event.event in TOLD:
-            timeline.add_epoch(_in_words(event), event.time)
+    for event in _firsts(events):
+        timeline.add_epoch(_in_words(event), event.time)
     now = training.of(after) if after else seen
     group_now = groups.get(ctx.session, group.run)
     return EvictionResult(
@@ -127,6 +126,15 @@ def _result(
         timeline=timeline.in_order(),
         training=now,
     )
+
+
+def _firsts(events: list[GuestEvent]) -> list[GuestEvent]:
+    """The first event of each kind that is told: after the boot the guest finds, and says, some of it once more."""
+    first: dict[str, GuestEvent] = {}
+    for event in events:
+        if event.event in TOLD:
+            first.setdefault(event.event, event)
+    return list(first.values())
 
 
 def _in_words(event: GuestEvent) -> str:
@@ -147,7 +155,7 @@ def _notice(events: list[GuestEvent]) -> float:
 
 def _saved_step(events: list[GuestEvent], after: Observation | None) -> int | None:
     """The step of the checkpoint that was made because of the notice, else of the newest one that was found."""
-    for event in reversed(events):
+    for event in _firsts(events):
         step = event.details.get("step")
         if event.event == "saved" and isinstance(step, int):
             return step

@@ -80,7 +80,7 @@ def save_and_stop(ctx: Context, group: Group) -> int | None:
             timeout_seconds=SAVE_SECONDS * 3,
         )
         stopped = _parsed(guest.parse_stop, output, nonce)
-    groups.set_tags(ctx.session, group, groups.progress_tags(_remembered(ctx, of(observe(ctx, group)))))
+    remember(ctx, group, of(observe(ctx, group)))
     return stopped.saved_step
 
 

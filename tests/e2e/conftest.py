@@ -61,6 +61,11 @@ class CommandLine:
         """Whatever still runs with this home in its environment or command line, the VMs' processes included."""
         return [process for process in psutil.process_iter() if self._is_ours(process)]
 
+    def trainers(self) -> list[psutil.Process]:
+        """The trainers in this home's VMs."""
+        found = {child for process in self.processes() for child in process.children(recursive=True)}
+        return [process for process in found if process.cmdline()[1:3] == ["-m", "trainer"]]
+
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
             if process.pid == os.getpid():

@@ -1,5 +1,5 @@
 """The fixture `vm`: see guest_vm.py."""
 
-from guest_vm import vm
+from .guest_vm import vm
 
 __all__ = ["vm"]

@@ -107,8 +107,7 @@ def start(order: dict[str, Any], around: Surroundings) -> RunningScript:
         [shell, "-c", command],
         user,
         around,
-        environment={**order["environment"]}
-        | {"PATH": around.path(order["environment"].get("PATH", ROOT_PATH))},
+        environment={**order["environment"]} | {"PATH": around.path(order["environment"].get("PATH", ROOT_PATH))},
         directory=script.parent,
         output=(directory / "stdout", directory / "stderr"),
     )

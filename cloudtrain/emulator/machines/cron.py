@@ -26,9 +26,7 @@ _FIELDS = (
 )
 _MONTHS = {
     name: n
-    for n, name in enumerate(
-        ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"], 1
-    )
+    for n, name in enumerate(["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"], 1)
 }
 _DAYS = {name: n for n, name in enumerate(["sun", "mon", "tue", "wed", "thu", "fri", "sat"])}
 _VARIABLE = re.compile(r"\s*(\"[^\"]*\"|'[^']*'|[A-Za-z_]\w*)\s*=\s*(.*)$")
@@ -123,9 +121,7 @@ def _job(number: int, line: str, environment: dict[str, str]) -> Line:
     if len(parts) < 6:
         raise BadCrontab(number, "bad command")
     weekdays = frozenset(day % 7 for day in times[4])
-    return Line(
-        parts[5], (*times[:4], weekdays), environment, parts[2].startswith("*"), parts[4].startswith("*")
-    )
+    return Line(parts[5], (*times[:4], weekdays), environment, parts[2].startswith("*"), parts[4].startswith("*"))
 
 
 def _values(number: int, text: str, name: str, low: int, high: int) -> frozenset[int]:

@@ -7,7 +7,6 @@ state.json is written only by the one who holds it.
 import fcntl
 import json
 import os
-import secrets
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,7 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace the file atomically; on disk before this returns."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     with temporary.open("wb") as file:
         file.write(json.dumps(value).encode())
         file.flush()

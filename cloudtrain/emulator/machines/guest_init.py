@@ -43,9 +43,7 @@ def serve(guest: Guest) -> None:
     _run_reboot_lines(guest)
     guest.next_minute = _minute_after(time.time())
     while True:
-        ready, _, _ = select.select(
-            [wakeup, guest.channel.fileno(), guest.lifeline], [], [], _patience(guest)
-        )
+        ready, _, _ = select.select([wakeup, guest.channel.fileno(), guest.lifeline], [], [], _patience(guest))
         if guest.lifeline in ready:
             return
         if wakeup in ready:
@@ -132,9 +130,7 @@ def _reap(guest: Guest) -> None:
         script = guest.scripts.pop(pid, None)
         process = script.process if script else guest.others.pop(pid, None)
         if process is not None:
-            process.returncode = os.waitstatus_to_exitcode(
-                status
-            )  # so that Popen never waits for a reused pid
+            process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen never waits for a reused pid
         if script is not None and not guest.stopping:
             guest.channel.send(script.outcome(status) | {"ended": time.time()})
 

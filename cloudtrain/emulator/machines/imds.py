@@ -7,9 +7,9 @@ once, as with `userInitiatedReboot.automaticallyApprove`). There is no managed i
 
 import json
 import re
+import time
 import uuid
 from dataclasses import dataclass, field
-from email.utils import formatdate
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -36,7 +36,7 @@ class ScheduledEvents:
                 "EventType": "Preempt",
                 "ResourceType": "VirtualMachine",
                 "Resources": [self.vm_name],
-                "NotBefore": formatdate(not_before, usegmt=True),
+                "NotBefore": time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(not_before)),
                 "Description": "",
                 "EventSource": "Platform",
                 "DurationInSeconds": -1,
@@ -91,9 +91,7 @@ def parse_request(data: bytes) -> Request | None:
         return None
     first, *lines = head.decode("latin-1").split("\r\n")
     method, target, _ = first.split(" ", 2)
-    headers = {
-        name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
-    }
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     length = int(headers.get("content-length") or 0)
     if not 0 <= length <= _LARGEST_REQUEST:
         raise ValueError("bad content-length")
@@ -109,11 +107,7 @@ def answer(request: Request, events: ScheduledEvents, spec: dict[str, Any]) -> R
     if "x-forwarded-for" in request.headers:
         return _bad("Bad request. Proxied requests are not allowed")
     if not _VERSION.fullmatch(query.get("api-version", "")):
-        said = (
-            "was not specified in the request"
-            if "api-version" not in query
-            else "is invalid or was not found"
-        )
+        said = "was not specified in the request" if "api-version" not in query else "is invalid or was not found"
         return _bad(f"Bad request. api-version {said}. For more information refer to aka.ms/azureimds")
     match [part.lower() for part in path[:2]]:
         case ["metadata", "scheduledevents"]:

@@ -6,6 +6,8 @@ children until there are none.
 """
 
 import contextlib
+import errno
+import itertools
 import os
 import select
 import signal
@@ -21,11 +23,12 @@ from cloudtrain.emulator.machines.accounts import add_account
 from cloudtrain.emulator.machines.agent import Surroundings
 from cloudtrain.emulator.machines.channel import Channel
 from cloudtrain.emulator.machines.directory import VmDirectory
-from cloudtrain.emulator.machines.process_table import rows, send_signal
+from cloudtrain.emulator.machines.process_table import own_children, send_signal
 
 _ALL_NAMESPACES = (
     namespaces.NEW_USER | namespaces.NEW_MOUNT | namespaces.NEW_PID | namespaces.NEW_UTS | namespaces.NEW_IPC
 )
+_EAGER_TURNS = 1000  # without a pause, against a process that forks as fast as it is killed
 _BOOT_SECONDS = 120.0  # the first boot on a slow disk copies /etc
 # exit codes of the process that waits for pid 1. reboot(2) in a pid namespace ends its pid 1 with SIGHUP (restart)
 # or SIGINT (halt, power off).
@@ -92,9 +95,7 @@ def _help_isolate(ours: socket.socket, keeper: int) -> int:
 def _expect(ours: socket.socket, word: bytes) -> None:
     said = ours.recv(4096)
     if said != word:
-        raise CannotIsolate(
-            said.decode(errors="replace") or "the process in the new namespaces ended at once"
-        )
+        raise CannotIsolate(said.decode(errors="replace") or "the process in the new namespaces ended at once")
 
 
 def _await_booted(channel: Channel) -> None:
@@ -139,17 +140,16 @@ def asked_for_reboot(guest: RunningGuest) -> bool:
 
 def kill_children() -> None:
     """SIGKILL to our children, and to whom we inherit from them, until nobody is left."""
-    while True:
-        me = os.getpid()
-        for row in rows():
-            if row.parent == me:
-                send_signal(row.pid, signal.SIGKILL)
+    for turn in itertools.count():
+        for pid in own_children():
+            send_signal(pid, signal.SIGKILL)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
             return
-        time.sleep(0.001)
+        if turn > _EAGER_TURNS:
+            time.sleep(0.001)
 
 
 def split_off_warden(lock: int) -> int:
@@ -216,7 +216,8 @@ def _isolate(theirs: socket.socket, lifeline: int) -> None:
         if uid != 0:
             namespaces.write_own_map(uid, gid)
     except OSError as error:
-        theirs.sendall(str(error).encode())
+        limit = " (the limit user.max_user_namespaces)" if error.errno == errno.ENOSPC else ""
+        theirs.sendall(f"{error}{limit}".encode())
         os._exit(1)
     theirs.sendall(b"unshared")
     if theirs.recv(4096) != b"mapped":

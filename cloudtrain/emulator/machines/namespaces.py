@@ -95,8 +95,7 @@ def overlay(lower: Path, upper: Path, work: Path, target: Path) -> None:
     for directory in (upper, work, target):
         directory.mkdir(parents=True, exist_ok=True)
     options = ",".join(
-        f"{key}={_escaped(path)}"
-        for key, path in (("lowerdir", lower), ("upperdir", upper), ("workdir", work))
+        f"{key}={_escaped(path)}" for key, path in (("lowerdir", lower), ("upperdir", upper), ("workdir", work))
     )
     # userxattr: inside a user namespace overlayfs may not write the trusted.* attributes it uses otherwise.
     mount("overlay", target, "overlay", 0, options + ",userxattr")

@@ -50,7 +50,6 @@ _START = (
 )
 _TAIL = 4096  # bytes of each stream that Azure's agent reports
 _POLL = 0.01  # seconds between looks at something that takes tens of milliseconds
-_PATIENCE = 15.0  # seconds after which a supervisor that holds the lock and does not answer is taken for hung
 _BOOT_SECONDS = 180.0
 
 
@@ -64,6 +63,7 @@ class ProcessMachines:
     """
 
     kind = "process"
+    impatience = 15.0  # seconds after which a supervisor that holds the lock and does not answer is taken for hung
 
     def __init__(
         self,
@@ -119,9 +119,7 @@ class ProcessMachines:
         finally:
             os.close(lock)
 
-    def _start_supervisor(
-        self, vm: VmDirectory, spec: MachineSpec, before: State, lock: int, kind: str
-    ) -> str:
+    def _start_supervisor(self, vm: VmDirectory, spec: MachineSpec, before: State, lock: int, kind: str) -> str:
         """'ok', or what went wrong."""
         write_json(vm.config, self._config(spec, before, kind))
         (vm.path / "ctl.sock").unlink(missing_ok=True)
@@ -143,9 +141,7 @@ class ProcessMachines:
             )
         os.close(writer)
         with os.fdopen(reader, "rb") as said:
-            return (
-                said.read().decode(errors="replace") or f"its supervisor ended without a word: see {vm.log}"
-            )
+            return said.read().decode(errors="replace") or f"its supervisor ended without a word: see {vm.log}"
 
     def _config(self, spec: MachineSpec, before: State, kind: str) -> dict[str, Any]:
         return {
@@ -201,11 +197,11 @@ class ProcessMachines:
         return bool(answer and answer.get("ready"))
 
     def power_off(self, vm_id: str) -> None:
-        self._end(self._vm(vm_id), {"op": "cut", "cause": OffCause.POWERED_OFF.value}, _PATIENCE)
+        self._end(self._vm(vm_id), {"op": "cut", "cause": OffCause.POWERED_OFF.value}, self.impatience)
 
     def shut_down(self, vm_id: str, grace_seconds: float = 10.0) -> None:
         order = {"op": "shut_down", "cause": OffCause.POWERED_OFF.value, "grace": grace_seconds}
-        self._end(self._vm(vm_id), order, grace_seconds + _PATIENCE)
+        self._end(self._vm(vm_id), order, grace_seconds + self.impatience)
 
     def _end(self, vm: VmDirectory, order: Message, patience: float) -> None:
         """Give the order, and return when the lock says that nothing is left."""
@@ -254,7 +250,7 @@ class ProcessMachines:
             self._await_lock(vm)
 
     def _await_lock(self, vm: VmDirectory) -> None:
-        give_up = time.monotonic() + _PATIENCE
+        give_up = time.monotonic() + self.impatience
         while self.power(vm.path.name).on and time.monotonic() < give_up:
             self._clock.sleep(_POLL)
 
@@ -288,9 +284,7 @@ class ProcessMachines:
         if answer is None:
             raise MachineError("The VM is off, or its agent does not answer.")
         if "key" not in answer:
-            raise MachineError(
-                f"The agent did not take the script: {answer.get('error', 'the VM went off')}."
-            )
+            raise MachineError(f"The agent did not take the script: {answer.get('error', 'the VM went off')}.")
         return str(answer["key"])
 
     def script(self, vm_id: str, key: str) -> ScriptResult:
@@ -343,7 +337,7 @@ class ProcessMachines:
             raise MachineError(f"'{vm_id}' is not the id of a VM.")
         return VmDirectory(self._root / vm_id)
 
-    def _ask(self, vm: VmDirectory, order: Message, timeout: float = _PATIENCE) -> Message | None:
+    def _ask(self, vm: VmDirectory, order: Message, timeout: float | None = None) -> Message | None:
         """None when nobody is there or whoever is there ended before it answered."""
         connection = socket.socket(socket.AF_UNIX)
         channel = Channel(connection)
@@ -351,7 +345,7 @@ class ProcessMachines:
             with short_socket_path(vm) as path:
                 connection.connect(path)
             channel.send(order)
-            return channel.receive_one(timeout)
+            return channel.receive_one(self.impatience if timeout is None else timeout)
         except (FileNotFoundError, ConnectionError, EOFError, TimeoutError):
             return None
         finally:

@@ -16,14 +16,14 @@ class Row:
 
 
 def rows() -> Iterator[Row]:
-    for name in os.listdir("/proc"):
-        if name.isdigit():
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
             try:
-                text = Path("/proc", name, "stat").read_text(errors="replace")
+                text = (path / "stat").read_text(errors="replace")
             except OSError:  # it ended while we looked
                 continue
             state, parent, _, session, *_ = text.rpartition(")")[2].split()
-            yield Row(int(name), int(parent), int(session), state in "ZX")
+            yield Row(int(path.name), int(parent), int(session), state in "ZX")
 
 
 def descendants(ancestor: int, without_those_of: Container[int] = ()) -> list[int]:
@@ -40,6 +40,16 @@ def descendants(ancestor: int, without_those_of: Container[int] = ()) -> list[in
             if row.pid not in without_those_of:
                 pending.append(row.pid)
     return found
+
+
+def own_children() -> list[int]:
+    """The caller's children, the ones it adopted too. One read, where the kernel offers it (CONFIG_PROC_CHILDREN):
+    whoever forks every millisecond is gone again before a walk through /proc ends."""
+    me = os.getpid()
+    try:
+        return [int(pid) for pid in Path(f"/proc/self/task/{me}/children").read_text().split()]
+    except OSError:
+        return [row.pid for row in rows() if row.parent == me]
 
 
 def kill_session(session: int) -> None:

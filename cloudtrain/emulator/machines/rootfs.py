@@ -14,7 +14,8 @@ from pathlib import Path
 from cloudtrain.emulator.machines import namespaces
 from cloudtrain.emulator.machines.directory import VmDirectory
 
-_SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "nix", "gnu")
+_HOST = ".host"  # where the host's own /usr is, if the VM's cannot be laid over it
+_SYSTEM = (_HOST, "bin", "sbin", "lib", "lib32", "lib64", "libx32", "nix", "gnu")
 _OVERLAID = ("usr", "etc")
 # apt and dpkg find what is installed, and what they change stays here; the rest of /var is the VM's alone:
 # the host's may hold another engine's containers, another agent's scripts, and crontabs.
@@ -33,6 +34,7 @@ _SKELETON = (
     ("var/spool/cron/crontabs", 0o700),
     ("var/tmp", 0o1777),
 )
+_PLACES_OF_PROGRAMS = ("bin", "sbin", "local/bin", "local/sbin")
 _MADE_ANEW = ("proc", "sys", "dev", "run")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "fuse", "kfd", "dri")
 _UNTOUCHABLE_IN_PROC = ("sys", "sysrq-trigger", "irq", "bus", "acpi", "scsi")
@@ -84,8 +86,7 @@ def enter(vm: VmDirectory, readable: Sequence[Path]) -> None:
             if Path("/", name).is_dir():
                 _lay_over(vm, Path(name))
     _mount_kernel_file_systems(root)
-    for path in readable:
-        show(path, root)
+    show(readable, root)
     namespaces.change_root(root)
 
 
@@ -113,9 +114,10 @@ def _lay_over(vm: VmDirectory, name: Path) -> None:
         namespaces.overlay(source, upper, vm.work / name, vm.root / name)
     except OSError:
         # the data directory lies on a file system that overlayfs cannot write to: another overlay, NFS, ...
+        # Then there is no apt either: dpkg's database alone has ten thousand files.
         if name == Path("usr"):
             _link_to(source, vm)
-        else:
+        elif name == Path("etc"):
             _copy_readable(source, upper)
 
 
@@ -142,21 +144,23 @@ def _is_readable(path: Path) -> bool:
 
 def _link_to(source: Path, vm: VmDirectory) -> None:
     """A /usr of symbolic links into the host's, with the VM's own programs in front."""
-    shown = Path("/.host", source.name)
+    shown = Path("/", _HOST, source.name)
     namespaces.bind(source, vm.root / shown.relative_to("/"), read_only=True)
-    own = {name: vm.disk / "usr" / name for name in ("bin", "sbin", "local/bin")}
-    programs = {
-        name: {path.name: path.read_bytes() for path in place.iterdir()} for name, place in own.items()
-    }
+    programs = {name: _contents(vm.disk / "usr" / name) for name in _PLACES_OF_PROGRAMS}
     target = vm.root / "usr"
     namespaces.mount("tmpfs", target, "tmpfs", 0, "mode=755")
     _link_entries(source, shown, target, apart={"bin", "sbin", "local"})
-    _link_entries(source / "local", shown / "local", target / "local", apart={"bin"})
+    _link_entries(source / "local", shown / "local", target / "local", apart={"bin", "sbin"})
     for name, files in programs.items():
         _link_entries(source / name, shown / name, target / name, apart=set(files))
         for file, content in files.items():
             (target / name / file).write_bytes(content)
             (target / name / file).chmod(0o755)
+
+
+def _contents(directory: Path) -> dict[str, bytes]:
+    files = directory.iterdir() if directory.is_dir() else ()
+    return {path.name: path.read_bytes() for path in files if path.is_file()}
 
 
 def _link_entries(source: Path, shown: Path, target: Path, apart: set[str]) -> None:
@@ -200,16 +204,26 @@ def _make_devices(dev: Path) -> None:
         (dev / name).symlink_to(f"/proc/self/fd/{number}")
 
 
-def show(path: Path, root: Path) -> None:
-    """Show a host path read-only at the same place, with the symbolic links that lead to it."""
+def show(paths: Sequence[Path], root: Path) -> None:
+    """Show host paths read-only at the same places, with the symbolic links that lead to them."""
+    for path in paths:
+        _show_links(path, root)
+    for real in _outermost([path.resolve() for path in paths]):
+        if real.exists() and not is_shown_anyway(real):
+            namespaces.bind(real, _inside(root, real), read_only=True)
+
+
+def _show_links(path: Path, root: Path) -> None:
     for link, aim in links_on_the_way(path):
         inside = _inside(root, link)
         if not is_shown_anyway(link) and not os.path.lexists(inside):
             inside.parent.mkdir(parents=True, exist_ok=True)
             inside.symlink_to(aim)
-    real = path.resolve()
-    if real.exists() and not is_shown_anyway(real):
-        namespaces.bind(real, _inside(root, real), read_only=True)
+
+
+def _outermost(paths: Sequence[Path]) -> list[Path]:
+    """The paths that do not lie in another of them: a mount below a mount that hides it cannot be made read-only."""
+    return sorted({path for path in paths if not any(other in path.parents for other in paths)})
 
 
 def _inside(root: Path, path: Path) -> Path:

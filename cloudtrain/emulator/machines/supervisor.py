@@ -6,7 +6,6 @@ detached, with a locked descriptor, by the command that boots the VM, and it out
 
 import contextlib
 import os
-import secrets
 import selectors
 import signal
 import socket
@@ -434,7 +433,7 @@ def new_state(before: State, host_boot: str, kind: str) -> dict[str, Any]:
         "cause": None,
         "since": time.time(),
         "boot": before.boot,
-        "incarnation": secrets.token_hex(8),
+        "incarnation": os.urandom(8).hex(),
         "host_boot": host_boot,
         "kind": kind,
         "supervisor": 0,

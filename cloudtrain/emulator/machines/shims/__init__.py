@@ -5,7 +5,7 @@ are never reached.
 """
 
 import json
-import secrets
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def describe_engine(prefix: Path, config: dict[str, Any], environment: dict[str,
         "library_path": config["library_path"],
         "readable": config["readable"],
         "isolated": prefix == Path("/"),
-        "boot": secrets.token_hex(8),
+        "boot": os.urandom(8).hex(),
     }
     (place / "engine.json").write_text(json.dumps(description))
 

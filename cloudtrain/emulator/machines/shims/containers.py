@@ -9,8 +9,8 @@ import fcntl
 import hashlib
 import json
 import os
+import random
 import re
-import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -59,9 +59,7 @@ def engine() -> Engine | None:
     told = read_json(prefix / "run/docker/engine.json")
     if told is None:
         return None
-    return Engine(
-        prefix, told["images"], told["environment"], told["library_path"], told["readable"], told["isolated"]
-    )
+    return Engine(prefix, told["images"], told["environment"], told["library_path"], told["readable"], told["isolated"])
 
 
 def normalised(reference: str) -> str:
@@ -201,13 +199,13 @@ def find(on: Engine, wanted: str) -> Container:
 
 
 def new_id() -> str:
-    return secrets.token_hex(32)
+    return os.urandom(32).hex()
 
 
 def new_name() -> str:
     moods = "bold brave calm clever eager fervent gentle happy keen lucid nifty quirky serene vibrant zen"
     people = "babbage curie dijkstra hopper jang knuth lamport lovelace mccarthy noether pike turing wing"
-    return f"{secrets.choice(moods.split())}_{secrets.choice(people.split())}{secrets.randbelow(1000)}"
+    return f"{random.choice(moods.split())}_{random.choice(people.split())}{random.randrange(1000)}"
 
 
 def shown_time(seconds: float) -> str:
@@ -241,9 +239,7 @@ def inspection(on: Engine, container: Container) -> dict[str, Any]:
         "Name": f"/{container.name}",
         "RestartCount": 0,
         "HostConfig": {
-            "Binds": [
-                f"{host}:{inside}{':ro' if fixed else ''}" for host, inside, fixed in container.volumes
-            ],
+            "Binds": [f"{host}:{inside}{':ro' if fixed else ''}" for host, inside, fixed in container.volumes],
             "LogConfig": {"Type": container.log_driver, "Config": container.log_options},
             "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
             "AutoRemove": container.auto_remove,

@@ -76,9 +76,7 @@ class Options:
         return self.given.get(name, [])
 
 
-def parse(
-    words: Sequence[str], command: str, known: Mapping[str, str], *, interspersed: bool = True
-) -> Options:
+def parse(words: Sequence[str], command: str, known: Mapping[str, str], *, interspersed: bool = True) -> Options:
     """known: flag as typed -> its name, with '=' behind the name when it takes a value.
 
     Raises Refused as docker does, with exit code 125, for a flag that is not known."""
@@ -214,9 +212,7 @@ def start(on: Engine, words: Sequence[str]) -> int:
 
 def _described(on: Engine, options: Options, command: str) -> Container:
     if not options.rest:
-        raise Refused(
-            f"'docker {command}' requires at least 1 argument\n\nUsage:  docker {command} [OPTIONS] IMAGE", 1
-        )
+        raise Refused(f"'docker {command}' requires at least 1 argument\n\nUsage:  docker {command} [OPTIONS] IMAGE", 1)
     _refuse_what_is_missing(options, command)
     reference, *arguments = options.rest
     image = on.image(reference)
@@ -253,17 +249,13 @@ def _refuse_what_is_missing(options: Options, command: str) -> None:
         )
     driver = options.last("log-driver", "json-file")
     if driver not in ("json-file", "local"):
-        raise Refused(
-            f'docker: Error response from daemon: logger: no log driver named "{driver}" is registered', 125
-        )
+        raise Refused(f'docker: Error response from daemon: logger: no log driver named "{driver}" is registered', 125)
     for option in options.all("log-opt"):
         name, value = _pair(option)
         if name == "max-size":
             _check_size(value)
         elif name != "max-file":
-            raise Refused(
-                f"docker: Error response from daemon: unknown log opt '{name}' for {driver} log driver", 125
-            )
+            raise Refused(f"docker: Error response from daemon: unknown log opt '{name}' for {driver} log driver", 125)
     if options.last("gpus") and not Path("/dev/nvidiactl").exists():
         print("docker: warning: --gpus has no effect, this emulated VM has no GPU", file=sys.stderr)
 
@@ -308,9 +300,7 @@ def _environment(options: Options, command: str) -> list[str]:
         try:
             lines = Path(path).read_text().splitlines()
         except OSError as error:
-            raise Refused(
-                f"docker: open {path}: {error.strerror}\n\nSee 'docker {command} --help'.", 125
-            ) from error
+            raise Refused(f"docker: open {path}: {error.strerror}\n\nSee 'docker {command} --help'.", 125) from error
         _take(entries, [line for line in lines if line.strip() and not line.lstrip().startswith("#")])
     _take(entries, options.all("env"))
     return [f"{name}={value}" for name, value in entries.items()]
@@ -334,9 +324,7 @@ def _pair(text: str) -> tuple[str, str]:
 def _volume(text: str, command: str) -> list[Any]:
     parts = text.split(":")
     if len(parts) not in (2, 3) or not parts[1].startswith("/"):
-        raise Refused(
-            f"docker: invalid volume specification: '{text}'\n\nSee 'docker {command} --help'.", 125
-        )
+        raise Refused(f"docker: invalid volume specification: '{text}'\n\nSee 'docker {command} --help'.", 125)
     if not parts[0].startswith("/"):
         raise Refused(
             f"docker: this VM's docker has no named volumes ('{parts[0]}'): mount a directory, by its absolute path",
@@ -511,14 +499,10 @@ def remove_containers(on: Engine, words: Sequence[str]) -> int:
     return _each(on, options.rest, one, "rm", locked=False)
 
 
-def _each(
-    on: Engine, names: Sequence[str], one: Callable[[str], None], command: str, *, locked: bool = True
-) -> int:
+def _each(on: Engine, names: Sequence[str], one: Callable[[str], None], command: str, *, locked: bool = True) -> int:
     """Do it to every one; what fails is said, and the others are done all the same."""
     if not names:
-        raise Refused(
-            f"'docker {command}' requires at least 1 argument\n\nUsage:  docker {command} CONTAINER..."
-        )
+        raise Refused(f"'docker {command}' requires at least 1 argument\n\nUsage:  docker {command} CONTAINER...")
     code = 0
     for name in names:
         try:
@@ -601,9 +585,7 @@ def _moment(text: str, default: float) -> float:
     try:
         return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text)).timestamp()
     except ValueError:
-        raise Refused(
-            f'invalid value for "since": failed to parse value as time or duration: "{text}"'
-        ) from None
+        raise Refused(f'invalid value for "since": failed to parse value as time or duration: "{text}"') from None
 
 
 # --- what is there --------------------------------------------------------------------------------------------
@@ -734,9 +716,7 @@ def _filter(text: str) -> Callable[[Container], bool]:
     name, _, value = text.partition("=")
     match name:
         case "name":
-            return lambda c: (
-                re.search(value, f"/{c.name}") is not None or re.search(value, c.name) is not None
-            )
+            return lambda c: re.search(value, f"/{c.name}") is not None or re.search(value, c.name) is not None
         case "id":
             return lambda c: c.id.startswith(value)
         case "status":
@@ -786,9 +766,7 @@ def _span(seconds: float) -> str:
     return "Less than a second"
 
 
-def _print_table(
-    rows: list[dict[str, Any]], options: Options, columns: list[str], titles: dict[str, str]
-) -> None:
+def _print_table(rows: list[dict[str, Any]], options: Options, columns: list[str], titles: dict[str, str]) -> None:
     template = options.last("format")
     if options.on("quiet"):
         for row in rows:
@@ -867,9 +845,7 @@ _COMMANDS: dict[str, Callable[[Engine, Sequence[str]], int]] = {
     "info": info,
     "version": version,
 }
-_OF_CONTAINERS = {
-    name: name for name in ("run", "create", "start", "wait", "kill", "stop", "rm", "logs", "inspect")
-}
+_OF_CONTAINERS = {name: name for name in ("run", "create", "start", "wait", "kill", "stop", "rm", "logs", "inspect")}
 _GROUPS = {
     "container": {**_OF_CONTAINERS, "ls": "ps", "list": "ps", "ps": "ps"},
     "image": {"ls": "images", "list": "images", "pull": "pull", "inspect": "image inspect"},
@@ -924,7 +900,5 @@ def _command_name(words: list[str]) -> str:
             raise Refused(f"docker: this VM's docker has no command '{first} {second}'".rstrip())
         return "container inspect" if (first, found) == ("container", "inspect") else found
     if first not in _COMMANDS:
-        raise Refused(
-            f"docker: '{first}' is not a docker command that this VM's docker has.\nSee 'docker --help'"
-        )
+        raise Refused(f"docker: '{first}' is not a docker command that this VM's docker has.\nSee 'docker --help'")
     return first

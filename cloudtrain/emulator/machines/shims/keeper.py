@@ -32,9 +32,7 @@ from cloudtrain.emulator.machines.shims.containers import (
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FORWARDED = [
-    number
-    for number in signal.valid_signals()
-    if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD)
+    number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD)
 ]
 
 
@@ -268,8 +266,7 @@ def _enter_root(on: Engine, container: Container, root: Path) -> None:
     namespaces.bind("/dev", root / "dev")
     (root / "proc").mkdir(exist_ok=True)
     namespaces.mount("proc", root / "proc", "proc", 14)
-    for path in on.readable:
-        rootfs.show(Path(path), root)
+    rootfs.show([Path(path) for path in on.readable], root)
     for host, inside, fixed in container.volumes:
         namespaces.bind(host, root / inside.lstrip("/"), read_only=fixed)
     namespaces.change_root(root)
