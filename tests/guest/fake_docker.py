@@ -6,15 +6,13 @@ $FAKE_DOCKER holds everything: images/, containers/ID/, names/. Files there chan
 started).
 """
 
-import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-import uuid
 from pathlib import Path
+from typing import Any
 
 HOME = Path(os.environ["FAKE_DOCKER"])
 CONTAINERS = HOME / "containers"
@@ -64,6 +62,9 @@ def exit_code(folder: Path) -> int:
 
 
 def run(arguments: list[str]) -> int:
+    import argparse  # here, because the other verbs are called often and need not wait for them
+    import uuid
+
     parser = argparse.ArgumentParser(prog="docker run")
     for flag in ("--detach", "--init"):
         parser.add_argument(flag, action="store_true")
@@ -98,7 +99,9 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def start(folder: Path, told: argparse.Namespace) -> None:
+def start(folder: Path, told: Any) -> None:
+    import subprocess
+
     mounts = dict(reversed(each.split(":")[:2]) for each in told.volume)
     environment = {"PATH": os.environ["PATH"], "VM_DISK": os.environ["VM_DISK"]}
     for each in told.env:

@@ -214,6 +214,12 @@ class Vm:
         said = [json.loads(line) for line in lines]
         return [each for each in said if name in ("", each["event"])]
 
+    def stage(self) -> str:
+        """The same as an observation's, read at once."""
+        with contextlib.suppress(OSError):
+            return str(json.loads((self.home / "state.json").read_text())["stage"])
+        return ""
+
     def journal(self) -> str:
         return (self.home / "models" / "log.txt").read_text()
 

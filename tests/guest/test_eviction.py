@@ -7,7 +7,7 @@ import signal
 
 from cloudtrain.guest.scripts import vm_file
 
-from .guest_vm import Vm, begin_install, event, eventually, put_program, signal_all
+from .guest_vm import QUICK, Vm, begin_install, event, eventually, put_program, signal_all
 
 
 def order(vm: Vm) -> list[str]:
@@ -32,7 +32,8 @@ def test_a_notice_lets_the_trainer_save_before_azure_is_told(vm: Vm) -> None:
     (notice,), (saved,), (gone,) = vm.events("notice"), vm.events("saved"), vm.events("gone")
     assert 15 < notice["notice_seconds"] <= 20 and notice["event_id"] == "E-1"
     assert gone["exit_code"] == 75 and saved["step"] == gone["saved_step"] == vm.step()
-    seen = eventually(lambda: vm.observe().stage == "evicting" and vm.observe(), "the script waits")
+    assert vm.journal().count("Training was evicted at: ") == 1
+    seen = eventually(lambda: vm.stage() == "evicting" and vm.observe(), "the script waits")
     assert seen.evicting is not None and seen.evicting.event_id == "E-1"
     assert f"saved at step {saved['step']}" in vm.journal() and "Training was evicted at: " in vm.journal()
     assert len(vm.runs()) == 1
@@ -51,6 +52,20 @@ def test_after_the_eviction_training_resumes_where_it_saved(vm: Vm) -> None:
     assert outcome.resumed_from_step == vm.events("gone")[0]["saved_step"]
     seen = vm.observe()
     assert seen.steps_lost == 0 and seen.evicting is None and seen.session == (session or 0) + 1
+
+
+def test_an_eviction_that_nobody_but_the_watcher_saw_is_one_after_the_boot_too(vm: Vm) -> None:
+    """The power can go between the acknowledgement and the moment when the startup script sees the end."""
+    vm.install("--silent", writes_progress=False, container_seconds=0.1, tuning={**QUICK, "check_seconds": 600})
+    signal_all(vm.processes("run_trainer"))
+    vm.imds.preempt()
+    eventually(lambda: vm.imds.acknowledged, "the acknowledgement")
+    vm.cut_power()
+    vm.imds.events = []
+    vm.boot()
+    eventually(lambda: vm.events("evicted"), "the end is judged")
+    assert vm.journal().count("was evicted") == 1 and "cut off" not in vm.journal()
+    eventually(lambda: len(vm.runs()) == 2, "it is started again")
 
 
 def test_an_event_that_vanishes_lets_training_go_on(vm: Vm) -> None:
@@ -106,7 +121,7 @@ def test_an_image_that_handles_no_signal_was_evicted_and_has_not_failed(vm: Vm) 
 
 def test_a_notice_while_nothing_runs_is_acknowledged_too(vm: Vm) -> None:
     vm.install("--steps", "2")
-    eventually(lambda: vm.observe().finished, "the end")
+    eventually(lambda: vm.stage() == "finished", "the end")
     vm.imds.preempt()
     eventually(lambda: vm.imds.acknowledged, "the acknowledgement")
     assert not vm.events("term")
@@ -120,7 +135,7 @@ def test_a_notice_before_the_first_container_keeps_it_from_starting(vm: Vm) -> N
     eventually(lambda: vm.events("notice"), "the notice")
     (vm.engine / "down").unlink()
     eventually(lambda: vm.imds.acknowledged, "the acknowledgement")
-    eventually(lambda: vm.observe().stage == "evicting", "the script waits")
+    eventually(lambda: vm.stage() == "evicting", "the script waits")
     assert not vm.runs()
     vm.imds.events = []
     assert "seen=progress" in up.communicate(timeout=30)[0]

@@ -134,7 +134,7 @@ def test_stopping_saves_and_keeps_the_trainer_from_starting_again(vm: Vm) -> Non
     told = parse_stop(vm.bash(save_and_stop_script("n-5", wait_seconds=20)).stdout, "n-5")
     assert (told.rc, told.was, told.exit_code) == (0, "running", 75)
     assert told.saved_step == told.step == vm.step()
-    eventually(lambda: vm.observe().stage == "stopped", "the script has seen it")
+    eventually(lambda: vm.stage() == "stopped", "the script has seen it")
     assert len(vm.runs()) == 1 and vm.observe().stopping
     again = parse_stop(vm.bash(save_and_stop_script("n-6")).stdout, "n-6")
     assert (again.rc, again.was) == (0, "stopped")

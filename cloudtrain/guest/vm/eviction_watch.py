@@ -191,6 +191,11 @@ def note_end(saved: bool) -> None:
             guest.event("saved", step=guest.step_of(seen) if step is None else step)
         guest.event("gone", exit_code=ended.exit_code, step=guest.step_of(seen), saved_step=step)
         guest.say(f"the trainer ended with exit code {ended.exit_code}, saved step {step}")
+        if ended.exit_code == 75 or ended.exit_code in (137, 143):
+            # remembered, because the power may be gone before the startup script sees the end
+            guest.write_json(guest.ROOT / "evicted.json", {"container": ended.id, "time": time.time()})
+            known = ended.exit_code == 75 and step is not None
+            guest.journal("was evicted", f"saved at step {step}" if known else "")
 
 
 def hooks() -> Iterator[Path]:

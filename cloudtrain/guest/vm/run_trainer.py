@@ -39,7 +39,7 @@ def verdict(code: int, *, evicting: bool, going_down: bool, stopping: bool, foun
             if holds:
                 return name
     if code == SAVED:
-        return "saved"
+        return "asked again"
     if found and code in POWER_CUT and not oom:
         return "cut off"
     return "failed"
@@ -302,14 +302,15 @@ def conclude(name: str, state: State, **fields: Any) -> None:
 
 def judge(ended: Any, found: bool, state: State) -> str:
     """What the end meant, written where it is looked for."""
-    asked = guest.evicting() or guest.stopping()
+    evicted = guest.evicting() or (guest.read_json(guest.ROOT / "evicted.json") or {}).get("container") == ended.id
+    asked = evicted or guest.stopping()
     if ended.exit_code in (SAVED, *KILLED) and not found and not asked:
         down.wait(guest.tuning("settle_seconds"))
     if guest.going_down():
         down.set()
     name = verdict(
         ended.exit_code,
-        evicting=guest.evicting(),
+        evicting=evicted,
         going_down=down.is_set(),
         stopping=guest.stopping(),
         found=found,
@@ -317,12 +318,8 @@ def judge(ended: Any, found: bool, state: State) -> str:
     )
     remember_end(name, ended)
     state.stage("ended", name, judged=ended.id)
-    saved = guest.step_of(guest.progress(), "saved_step")
-    if name == "evicted":
-        kept = ended.exit_code == SAVED
-        guest.journal("was evicted", f"saved at step {saved}" if kept and saved is not None else "")
-    elif name == "cut off":
-        guest.journal("was found cut off without notice")
+    if name == "cut off":
+        guest.journal("was found cut off")
     return name
 
 
@@ -391,7 +388,7 @@ def deal_with_end(ended: Any, wanted: dict[str, Any], session: Session) -> bool:
     if name == "failed":
         memory = ", out of memory" if ended.out_of_memory else ""
         session.try_again(f"the trainer ended with exit code {ended.exit_code}{memory}")
-    elif name == "saved" and begun is not None and time.monotonic() - begun < 10 and not guest.passed_start():
+    elif name == "asked again" and begun is not None and time.monotonic() - begun < 10 and not guest.passed_start():
         session.try_again("the trainer asked at once to be started again")
     return False
 
