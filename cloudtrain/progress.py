@@ -1,11 +1,11 @@
-"""How a workflow tells what it is doing, without knowing who listens. `render.py` shows it; tests and `-q` stay silent."""
+"""How a workflow tells what it is doing, without knowing who listens: `render.py` shows it, `-q` stays silent."""
 
 from types import TracebackType
 from typing import Protocol
 
 
 class Step(Protocol):
-    """One piece of work that shows itself while it runs, with the time it takes. Steps may run side by side, in threads."""
+    """One piece of work that shows itself while it runs, with its time. Steps may run side by side, in threads."""
 
     def update(self, text: str) -> None:
         """What is awaited right now; replaces the last update."""

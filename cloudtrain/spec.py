@@ -1,6 +1,17 @@
-"""RunSpec: what the user asked for, from `cloudtrain.toml` and the command line, validated once and then frozen."""
+"""RunSpec: what the user asked for, in `cloudtrain.toml` and by flags, checked once and then frozen."""
+
+import base64
+import binascii
+import re
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
+
+from cloudtrain.errors import InvalidSpec
 
 
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,3 +33,379 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     eviction_policy: str
     ssh_public_key: str
     disk_gb: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was said, before the defaults of a cloud fill the rest; every value is already checked."""
+
+    run: str
+    cloud: str | None = None
+    subscription: str | None = None
+    location: str | None = None
+    size: str | None = None
+    vm_image: str | None = None
+    max_price: float | None = None
+    eviction_policy: str | None = None
+    image: str | None = None
+    mount: str | None = None
+    ssh_key: str | None = None
+    disk_gb: int | None = None
+    trainer_args: tuple[str, ...] | None = None
+
+
+class Defaults(Protocol):
+    """What the cloud in use adds where the user said nothing (`session.defaults`)."""
+
+    @property
+    def size(self) -> str: ...
+    @property
+    def location(self) -> str: ...
+    @property
+    def vm_image(self) -> str: ...
+    @property
+    def trainer_image(self) -> str | None: ...
+    @property
+    def arguments(self) -> tuple[str, ...]: ...
+    @property
+    def mount(self) -> str: ...
+    @property
+    def disk_gb(self) -> int: ...
+
+
+class Unfit(Exception):
+    """A value that cannot be. expected: what would do; hint: what to do about it."""
+
+    def __init__(self, expected: str, hint: str = "") -> None:
+        super().__init__(expected)
+        self.expected = expected
+        self.hint = hint
+
+
+# The spec lives in tags of the resource group, at most 256 characters a value, and in userData.
+MAX_SPEC_BYTES = 8 * 1024
+VM_IMAGES = {
+    "nvidia": "nvidia:ngc_azure_17_11:ngc-base-version-25_9_1_gen2:latest",
+    "ubuntu-hpc": "microsoft-dsvm:ubuntu-hpc:2204:latest",
+}
+CLOUDS = ("embedded", "azure")
+
+_RUN = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
+# `<run>-g<N>` names the VM of generation N.
+_GENERATION_ENDING = re.compile(r"-g[0-9]+$")
+_LOCATION = re.compile(r"[a-z][a-z0-9]{1,40}")
+_SIZE = re.compile(r"Standard_[A-Za-z][A-Za-z0-9]*(?:[-_][A-Za-z0-9]+)*")
+_SUBSCRIPTION = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_URN_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Docker's own grammar, github.com/distribution/reference: [domain/]path[:tag][@digest].
+_DOMAIN = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
+_IMAGE = re.compile(
+    rf"(?P<name>(?:{_DOMAIN}(?:\.{_DOMAIN})*(?::[0-9]+)?/)?"
+    r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*)"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?"
+    r"(?:@sha256:[a-f0-9]{64})?"
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise Unfit('text in quotes, "..."')
+    if not value.strip():
+        raise Unfit("text that is not empty")
+    return value
+
+
+def _run(value: object) -> str:
+    name = _text(value)
+    if len(name) > 40 or not _RUN.fullmatch(name):
+        raise Unfit("1 to 40 characters: small letters, digits and '-', a letter first, no '-' at the end")
+    if _GENERATION_ENDING.search(name):
+        raise Unfit("a name that does not end in -g and a number (so the run's VMs are named)")
+    return name
+
+
+def _cloud(value: object) -> str:
+    if value not in CLOUDS:
+        raise Unfit('"embedded" (a rehearsal on this machine) or "azure"')
+    return str(value)
+
+
+def _subscription(value: object) -> str:
+    if not _SUBSCRIPTION.fullmatch(_text(value)):
+        raise Unfit("a subscription id, 00000000-0000-0000-0000-000000000000")
+    return str(value).lower()
+
+
+def _location(value: object) -> str:
+    name = _text(value)
+    if not _LOCATION.fullmatch(name):
+        squeezed = re.sub(r"[^a-z0-9]", "", name.lower())
+        hint = f'Did you mean "{squeezed}"?' if _LOCATION.fullmatch(squeezed) else ""
+        raise Unfit('the name of an Azure region, as in "eastus"', hint)
+    return name
+
+
+def _size(value: object) -> str:
+    name = _text(value)
+    if not _SIZE.fullmatch(name):
+        guess = f"Standard_{name}"
+        hint = f'Did you mean "{guess}"?' if _SIZE.fullmatch(guess) else ""
+        raise Unfit('the name of a VM size, as in "Standard_D2s_v3"', hint)
+    return name
+
+
+def _vm_image(value: object) -> str:
+    name = _text(value)
+    parts = name.split(":")
+    if name in VM_IMAGES or (len(parts) == 4 and all(_URN_PART.fullmatch(part) for part in parts)):
+        return VM_IMAGES.get(name, name)
+    raise Unfit('"nvidia", "ubuntu-hpc", or a URN publisher:offer:sku:version')
+
+
+def _max_price(value: object) -> float:
+    expected = "-1 (up to the on-demand price) or US dollars an hour above 0, with at most 5 decimals"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Unfit(expected)
+    price = float(value)
+    if price != -1 and not (0 < price < float("inf") and round(price, 5) == price):
+        raise Unfit(expected)
+    return price
+
+
+def _eviction_policy(value: object) -> str:
+    if value == "Delete":
+        raise Unfit(
+            '"Deallocate"',
+            "Delete removes the disk with the VM, and the checkpoints of a run live on that disk alone.",
+        )
+    if value != "Deallocate":
+        raise Unfit('"Deallocate"')
+    return "Deallocate"
+
+
+def _image(value: object) -> str:
+    name = _text(value)
+    match = _IMAGE.fullmatch(name)
+    if match and len(match["name"]) <= 255:
+        return name
+    lower = name.lower()
+    hint = f'A repository has small letters: "{lower}"?' if _IMAGE.fullmatch(lower) else ""
+    raise Unfit("a Docker image reference, as in registry.example.com/team/trainer:1.0", hint)
+
+
+def _mount(value: object) -> str:
+    expected = "an absolute path in the container, as in /app/Saved_Model"
+    path = _text(value)
+    parts = path.rstrip("/").split("/")
+    if not path.startswith("/") or len(parts) < 2 or any(part in ("", ".", "..") for part in parts[1:]):
+        raise Unfit(expected + ", not / itself")
+    if ":" in path or _CONTROL.search(path) or len(path) > 1024:
+        raise Unfit(expected + ", without ':' and control characters")
+    if parts[1] == "data" and len(parts) == 2:
+        raise Unfit(expected, "/data holds the data sets.")
+    return "/".join(parts)
+
+
+def _ssh_key(value: object) -> str:
+    """The path of a public key, or the key itself; answers the key, one OpenSSH line."""
+    text = _text(value)
+    if text.startswith(("ssh-", "ecdsa-")):
+        return public_key_line(text)
+    path = Path(text).expanduser()
+    try:
+        with path.open("rb") as file:
+            content = file.read(64 * 1024)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Unfit("the path of a public key file, as in ~/.ssh/id_ed25519.pub", f"{reason}.") from error
+    return public_key_line(content.decode("utf-8", "replace"), f"{text}.pub")
+
+
+def _disk_gb(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 64 <= value <= 4095:
+        raise Unfit("a whole number of GiB from 64 (what the VM images need) to 4095 (Azure's limit)")
+    return value
+
+
+def _trainer_args(value: object) -> tuple[str, ...]:
+    expected = 'a list of texts, as in ["--epochs", "3"]'
+    if not isinstance(value, list | tuple):
+        raise Unfit(expected)
+    for item in value:
+        if not isinstance(item, str):
+            raise Unfit(expected, f'Put quotes around it: "{item}".')
+        if "\0" in item:
+            raise Unfit("arguments without the NUL character")
+        if not _is_unicode(item):
+            raise Unfit("arguments in UTF-8")
+    return tuple(value)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+CHECKS: Mapping[str, Callable[[object], Any]] = {
+    "run": _run,
+    "cloud": _cloud,
+    "subscription": _subscription,
+    "location": _location,
+    "size": _size,
+    "vm_image": _vm_image,
+    "max_price": _max_price,
+    "eviction_policy": _eviction_policy,
+    "image": _image,
+    "mount": _mount,
+    "ssh_key": _ssh_key,
+    "disk_gb": _disk_gb,
+    "trainer_args": _trainer_args,
+}
+
+
+_HELP = "cloudtrain up --help  tells about every setting."
+
+
+def check(key: str, value: object, where: str) -> Any:
+    """The value of `key` in the form a `Settings` holds.
+
+    where: how the user wrote it, `--size` or `cloudtrain.toml: size`.
+    Raises InvalidSpec with the key, the value and what was expected.
+    """
+    try:
+        return CHECKS[key](value)
+    except Unfit as unfit:
+        raise InvalidSpec(f"{where} is {_shown(value)}; expected {unfit.expected}.", unfit.hint or _HELP) from unfit
+
+
+def number(text: str) -> int | float | str:
+    """What a flag's text says as a number; the text itself where it says none, for `check` to refuse."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        text = '"' + _CONTROL.sub("?", value.encode("utf-8", "replace").decode()) + '"'
+    else:
+        text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def public_key_line(content: str, sibling: str = "") -> str:
+    """The one OpenSSH line in `content`, checked as Azure would: RSA of 2048 bits and more, or Ed25519.
+
+    sibling: the file to point at when a private key was given. Raises Unfit.
+    """
+    expected = "an OpenSSH public key: one line that begins with ssh-rsa (2048 bits or more) or ssh-ed25519"
+    if "PRIVATE KEY" in content:
+        where = f": {sibling}" if sibling else ""
+        raise Unfit(expected, f"That is a private key, which must stay with you. Give its public half{where}.")
+    lines = [line.strip() for line in content.splitlines() if line.strip() and not line.startswith("#")]
+    fields = lines[0].split() if len(lines) == 1 else []
+    if len(fields) < 2 or fields[0] not in ("ssh-rsa", "ssh-ed25519") or _CONTROL.search(lines[0]):
+        raise Unfit(expected)
+    bits = _key_bits(fields[0], fields[1])
+    if bits is None:
+        raise Unfit(expected, "The key's data is damaged or incomplete.")
+    if fields[0] == "ssh-rsa" and bits < 2048:
+        raise Unfit(expected, f"This one has {bits} bits.")
+    return lines[0]
+
+
+def _key_bits(kind: str, data: str) -> int | None:
+    """Bits of the key, None where the data is no key of that kind. Wire format: RFC 4253, section 6.6."""
+    try:
+        fields = _wire_strings(base64.b64decode(data, validate=True))
+    except (binascii.Error, ValueError, struct.error):
+        return None
+    if not fields or fields[0] != kind.encode():
+        return None
+    if kind == "ssh-ed25519":
+        return 256 if len(fields) == 2 and len(fields[1]) == 32 else None
+    return int.from_bytes(fields[2], "big").bit_length() if len(fields) == 3 else None
+
+
+def _wire_strings(blob: bytes) -> list[bytes]:
+    fields = []
+    while blob:
+        (length,) = struct.unpack_from(">I", blob)
+        if len(blob) < 4 + length:
+            raise ValueError("a field ends early")
+        fields.append(blob[4 : 4 + length])
+        blob = blob[4 + length :]
+    return fields
+
+
+def merge_arguments(defaults: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
+    """`given`, after those `--flag value` pairs of `defaults` that it leaves unsaid."""
+    said = {argument.split("=", 1)[0] for argument in given if argument.startswith("--")}
+    kept: list[str] = []
+    keep = True
+    for argument in defaults:
+        if argument.startswith("--"):
+            keep = argument.split("=", 1)[0] not in said
+        if keep:
+            kept.append(argument)
+    return (*kept, *given)
+
+
+def resolve(settings: Settings, defaults: Defaults, public_key: str, existing: RunSpec | None = None) -> RunSpec:
+    """The spec: what was said, completed by what the run already is, else by the cloud's defaults.
+
+    public_key: the OpenSSH line that the VM lets in. Raises InvalidSpec where a value is needed and
+    nobody gave it, and where the whole is larger than Azure's tags can keep.
+    """
+    base = existing or _from_defaults(settings.run, defaults)
+    if settings.trainer_args is None:
+        arguments = base.arguments
+    else:
+        arguments = merge_arguments(defaults.arguments, settings.trainer_args)
+    said = {key: getattr(settings, key) for key in _KEPT if getattr(settings, key) is not None}
+    spec = msgspec.structs.replace(base, **said, arguments=arguments, ssh_public_key=settings.ssh_key or public_key)
+    if not spec.image:
+        raise InvalidSpec(
+            "No trainer image was named, and this cloud has none of its own.",
+            "Name a published one: --image REFERENCE, or image = ... in cloudtrain.toml.",
+        )
+    _check_size(spec)
+    return spec
+
+
+# Settings that a spec keeps under the same name.
+_KEPT = ("location", "size", "vm_image", "image", "mount", "max_price", "eviction_policy", "disk_gb")
+
+
+def _from_defaults(run: str, defaults: Defaults) -> RunSpec:
+    return RunSpec(
+        run=run,
+        location=defaults.location,
+        size=defaults.size,
+        vm_image=defaults.vm_image,
+        image=defaults.trainer_image or "",
+        mount=defaults.mount,
+        arguments=defaults.arguments,
+        max_price=-1.0,
+        eviction_policy="Deallocate",
+        ssh_public_key="",
+        disk_gb=defaults.disk_gb,
+    )
+
+
+def _check_size(spec: RunSpec) -> None:
+    size = len(msgspec.json.encode(spec))
+    if size > MAX_SPEC_BYTES:
+        raise InvalidSpec(
+            f"All settings together are {size} bytes; expected at most {MAX_SPEC_BYTES} (Azure's tags).",
+            "Shorten the trainer's arguments; long lists belong in a file of the trainer image.",
+        )

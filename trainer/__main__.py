@@ -113,9 +113,7 @@ def _prepare_environment(options: Options) -> None:
 def _refuse_impossible(options: Options, dataset: Dataset) -> None:
     examples = len(dataset.train.labels)
     if options.batch_size > examples:
-        raise Refused(
-            f"a batch of {options.batch_size} is larger than the data: {examples} examples to train on"
-        )
+        raise Refused(f"a batch of {options.batch_size} is larger than the data: {examples} examples to train on")
 
 
 def _end(code: int) -> None:

@@ -182,9 +182,7 @@ def _splits(builder: Any, request: Request) -> tuple[str, str]:
     return train, validation
 
 
-def _decode(
-    builder: Any, split: str, keys: tuple[str, str], size: Size
-) -> tuple[int, tuple[int, ...], Iterator[Any]]:
+def _decode(builder: Any, split: str, keys: tuple[str, str], size: Size) -> tuple[int, tuple[int, ...], Iterator[Any]]:
     """The number of examples of a split, the shape of one, and batches of all of them in a fixed order."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
@@ -234,9 +232,7 @@ def own_dataset(request: Request) -> Dataset:
 def _own_split(name: str, images: Any, labels: Any) -> Split:
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.ndim != 4:
-        raise Refused(
-            f"{name}: expected uint8 images of 4 dimensions, received {images.dtype} of {images.ndim}"
-        )
+        raise Refused(f"{name}: expected uint8 images of 4 dimensions, received {images.dtype} of {images.ndim}")
     if len(images) != len(labels) or labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise Refused(f"{name}: expected one integer label for each of {len(images)} images")
     return Split(images, labels.astype(np.int32))

@@ -134,9 +134,7 @@ def _placed(rng: np.random.Generator, figure: list[Stroke]) -> list[Stroke]:
     return [Stroke(place(s.a), place(s.b), s.radius * scale) for s in figure]
 
 
-def _limb(
-    rng: np.random.Generator, start: Point, lengths: Point, angle: float, radius: float
-) -> list[Stroke]:
+def _limb(rng: np.random.Generator, start: Point, lengths: Point, angle: float, radius: float) -> list[Stroke]:
     """Two strokes with a joint. Angle 0 points down; positive is forwards."""
     strokes = []
     for length, thinner in zip(lengths, (1.0, 0.75), strict=True):

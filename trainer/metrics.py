@@ -29,9 +29,7 @@ def write_csv(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
         pass  # the checkpoint has the history; a full disk is reported by whoever saves
 
 
-def tell_events(
-    events: EventLog, step: int, values: Mapping[str, float], examples_per_second: float | None
-) -> None:
+def tell_events(events: EventLog, step: int, values: Mapping[str, float], examples_per_second: float | None) -> None:
     """The metrics of an epoch, under the names that Keras' own callback gives them."""
     train = {f"epoch_{name}": value for name, value in values.items() if not name.startswith("val_")}
     validation = {f"epoch_{name[4:]}": value for name, value in values.items() if name.startswith("val_")}

@@ -55,9 +55,7 @@ def _application(name: str, image_shape: tuple[int, int, int], classes: int) -> 
     except (ValueError, ZeroDivisionError) as error:
         size = f"{image_shape[0]}x{image_shape[1]}"
         reason = str(error).strip().splitlines()[0]
-        raise Refused(
-            f"{name} refuses images of {size}: {reason}", hint="try another --image-size"
-        ) from error
+        raise Refused(f"{name} refuses images of {size}: {reason}", hint="try another --image-size") from error
 
 
 def applications() -> Iterator[tuple[str, Any]]:

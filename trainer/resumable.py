@@ -33,14 +33,10 @@ class ResumableData(keras.utils.PyDataset):  # type: ignore[misc]
     def __init__(self, inputs: Any, targets: Any, *, batch_size: int = 32, seed: int = 0) -> None:
         super().__init__()
         if not 1 <= batch_size <= len(targets):
-            raise Refused(
-                f"batch_size should be 1 to {len(targets)}, the number of examples; it is {batch_size}"
-            )
+            raise Refused(f"batch_size should be 1 to {len(targets)}, the number of examples; it is {batch_size}")
         if len(inputs) != len(targets):
             raise Refused(f"there are {len(inputs)} inputs and {len(targets)} targets")
-        self.batches = Batches(
-            np.asanyarray(inputs), np.asanyarray(targets), batch_size=batch_size, seed=seed
-        )
+        self.batches = Batches(np.asanyarray(inputs), np.asanyarray(targets), batch_size=batch_size, seed=seed)
         self.place(0, 0)
 
     def place(self, epoch: int, offset: int) -> None:

@@ -174,9 +174,7 @@ class Run:
     def step_done(self) -> None:
         """Call after each step: counts it, saves when it is time, and leaves when asked to."""
         batch = self.settings.schedule.batch_size
-        self.position = replace(
-            self.position, step=self.position.step + 1, offset=self.position.offset + batch
-        )
+        self.position = replace(self.position, step=self.position.step + 1, offset=self.position.offset + batch)
         if self.first_step_after is None:
             self._first_step()
         self.check_stop()

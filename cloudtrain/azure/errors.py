@@ -6,22 +6,25 @@ from typing import Any
 
 from cloudtrain.errors import CloudtrainError, Exit, Refused
 
+NO_CAPACITY = "Azure has no capacity for it here now. Try again later, another --size or another --location."
 # What to do about a refusal, by Azure's error code. The codes and texts: Azure's documentation of allocation,
 # quota and Spot errors; several arrive as the result of an operation that was accepted (HTTP 200).
 HINTS = {
     "SkuNotAvailable": "Try another --size or --location; this one has no capacity for you now.",
-    "AllocationFailed": "Azure has no capacity for this size here. Try again later, another --size or another --location.",
-    "ZonalAllocationFailed": "Azure has no capacity for this size in this zone. Try another --size or --location.",
-    "OverconstrainedAllocationRequest": "Azure has no Spot capacity for this size here. Try another --size or --location.",
-    "OverconstrainedZonalAllocationRequest": "Azure has no Spot capacity for this size here. Try another --size or --location.",
-    "SpotPriceGreaterThanProvidedMaxPrice": "Raise --max-price above the Spot price named above, or use -1 (never evicted for price).",
-    "AzureSpotIsNotSupportedForThisVMSize": "Choose a size that Spot supports, such as Standard_D2s_v3. B sizes are not.",
-    "AzureSpotFeatureNotEnabledForSubscription": "Free-trial and student subscriptions cannot create Spot VMs; use pay-as-you-go.",
+    "AllocationFailed": NO_CAPACITY,
+    "ZonalAllocationFailed": NO_CAPACITY,
+    "OverconstrainedAllocationRequest": NO_CAPACITY,
+    "OverconstrainedZonalAllocationRequest": NO_CAPACITY,
+    "SpotPriceGreaterThanProvidedMaxPrice": "Raise --max-price above the Spot price named above, "
+    "or use -1 (never evicted for price).",
+    "AzureSpotIsNotSupportedForThisVMSize": "Choose a size that can be Spot, such as Standard_D2s_v3.",
+    "AzureSpotFeatureNotEnabledForSubscription": "Free-trial and student subscriptions have no Spot VMs; "
+    "use pay-as-you-go.",
     "ResourcePurchaseValidationFailed": "Accept the image's terms once: az vm image terms accept --urn URN; "
     "or use --vm-image ubuntu-hpc, which has none.",
     "MarketplacePurchaseEligibilityFailed": "Use --vm-image ubuntu-hpc, which needs no purchase.",
-    "AuthorizationFailed": "Ask for the Contributor role on the subscription, or log in as somebody who has it: az login.",
-    "ReadOnlyDisabledSubscription": "Re-enable the subscription in the Azure portal, or choose another: --subscription ID.",
+    "AuthorizationFailed": "Ask for the Contributor role on the subscription, or log in as somebody who has it.",
+    "ReadOnlyDisabledSubscription": "Re-enable the subscription in the Azure portal, or choose another.",
     "SubscriptionNotFound": "Check the id: az account list; then --subscription ID.",
     "InvalidSubscriptionId": "Check the id: az account list; then --subscription ID.",
     "MissingSubscriptionRegistration": "Register the provider: az provider register --namespace NAME.",

@@ -94,7 +94,7 @@ def find(session: Session, run: str) -> Group | None:
     if (found.tags or {}).get(TAG_RUN) != run:
         raise Refused(
             "NotOurs",
-            f"The resource group '{found.name}' exists, and was not made by cloudtrain: it lacks the tag {TAG_RUN}={run}.",
+            f"The resource group '{found.name}' exists and is not cloudtrain's: it lacks the tag {TAG_RUN}={run}.",
             "Choose another name for the run; nothing without that tag is ever adopted or deleted.",
         )
     return _read(found)
@@ -119,7 +119,7 @@ def set_tags(session: Session, group: Group, tags: Mapping[str, str]) -> None:
     """Merge tags into the group's, leaving the others alone, whoever else writes at the same time."""
     with translated("updating the run's tags"):
         session.resources.tags.begin_update_at_scope(
-            group.id, {"operation": "Merge", "properties": {"tags": dict(tags)}}
+            group.id.lstrip("/"), {"operation": "Merge", "properties": {"tags": dict(tags)}}
         ).result()
 
 

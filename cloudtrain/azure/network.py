@@ -18,9 +18,7 @@ def create_vnet(session: Session, group: Group) -> str:
         },
     }
     with translated("creating the virtual network"):
-        made = session.network.virtual_networks.begin_create_or_update(
-            group.name, names.vnet(group.run), body
-        ).result()
+        made = session.network.virtual_networks.begin_create_or_update(group.name, names.vnet(group.run), body).result()
     return str(made.subnets[0].id)
 
 

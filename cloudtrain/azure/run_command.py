@@ -12,6 +12,7 @@ from cloudtrain.azure import names
 from cloudtrain.azure.errors import in_conflict, is_missing, translated
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.session import Session
+from cloudtrain.azure.words import word
 from cloudtrain.clock import Clock
 from cloudtrain.errors import CloudtrainError
 
@@ -123,7 +124,7 @@ def _view(session: Session, group: Group, vm_name: str, name: str) -> Any:
 
 
 def _ended(view: Any) -> bool:
-    state = str(view.execution_state or "")
+    state = word(view.execution_state)
     # A command that never ran stays "Running" for ever, with an end time or a message that says it failed.
     return state in ENDED or view.end_time is not None or _says_failed(view)
 
@@ -133,7 +134,7 @@ def _says_failed(view: Any) -> bool:
 
 
 def _checked(view: Any, output: str) -> str:
-    state = str(view.execution_state or "")
+    state = word(view.execution_state)
     if state in ("Succeeded", "Failed") and not _says_failed(view):
         return output
     last = (str(view.error or "").strip().splitlines() or [""])[-1]

@@ -1,9 +1,10 @@
 """The one place that knows which cloud is in use: it hands out the clients, the defaults and what the cloud can do."""
 
 import importlib.util
+import logging
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -92,7 +93,7 @@ class Session(AbstractContextManager["Session"]):
         """How long before its next eviction the VM is warned."""
         if self._set_notice is None:
             raise InvalidSpec(
-                f"--notice: the warning before an eviction cannot be chosen on {self.name}: Azure gives up to 30 seconds.",
+                f"--notice: on {self.name} the warning before an eviction cannot be chosen; it is up to 30 s.",
                 "Leave --notice out, or rehearse with --cloud embedded.",
             )
         self._set_notice(vm_id, seconds)
@@ -116,16 +117,27 @@ def embedded_azure(home: Path, clock: Clock) -> Any:
     """The emulator on its VMs, for the session and for the `emulator` verbs."""
     from cloudtrain.emulator.embedded import EmbeddedAzure
     from cloudtrain.emulator.machines.process import ProcessMachines
-    from cloudtrain.emulator.store import DamagedStore
 
     root = home / "emulator"
     machines = ProcessMachines(
         root / "vms", clock=clock, images={REHEARSAL_IMAGE: _trainer_command()}, readable=_python_directories()
     )
-    try:
+    with _store_errors():
         return EmbeddedAzure(root, clock=clock, machines=machines)
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    """The state of the rehearsals can be damaged, or the disk full: named here, at the edge."""
+    from cloudtrain.emulator.store import DamagedStore, StoreError
+
+    try:
+        yield
     except DamagedStore as error:
         raise CloudtrainError("DamagedStore", str(error), "cloudtrain emulator reset  starts over.") from error
+    except StoreError as error:
+        hint = "Make room, or point CLOUDTRAIN_HOME at a directory that you may write."
+        raise CloudtrainError("UnusableStore", str(error), hint) from error
 
 
 def trainer_missing() -> str | None:
@@ -143,7 +155,13 @@ def _embedded(home: Path, clock: Clock) -> Session:
 
     emulator = embedded_azure(home, clock)
     http = requests.Session()
-    http.mount("https://", WsgiAdapter(emulator))
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        with _store_errors():
+            answer: Iterable[bytes] = emulator(environ, start_response)
+            return answer
+
+    http.mount("https://", WsgiAdapter(app))
     return Session(
         cloud=EMBEDDED,
         name="the embedded Azure",
@@ -183,6 +201,8 @@ def _azure(clock: Clock, subscription: str | None) -> Session:
 
     from cloudtrain.azure.wsgi_transport import ClockedTransport
 
+    # What it tried comes as a warning of 20 lines, too; the error below says what to do.
+    logging.getLogger("azure.identity").addHandler(logging.NullHandler())
     credential = DefaultAzureCredential()
     with translated("logging in to Azure"):
         credential.get_token(ARM_SCOPE)
@@ -222,12 +242,13 @@ def _only_subscription(credential: Any, options: dict[str, Any]) -> str:
 
 
 def _trainer_command() -> list[str]:
-    return [sys.executable, "-m", "trainer"]
+    # The package is found where this one lies, installed or in a checkout.
+    return ["/usr/bin/env", f"PYTHONPATH={Path(__file__).parents[2]}", sys.executable, "-m", "trainer"]
 
 
 def _python_directories() -> list[Path]:
     """Directories that the trainer's Python needs: the environment, the Python beneath it, and where packages lie."""
-    candidates = [sys.prefix, sys.base_prefix, Path(__file__).parents[2], *sys.path]
+    candidates = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]), *sys.path]
     found = {Path(entry).resolve() for entry in candidates if entry and Path(entry).is_dir()}
     return sorted(path for path in found if not any(other in path.parents for other in found))
 
@@ -238,8 +259,8 @@ def check_image(session: Session, image: str) -> None:
         return
     if image != session.defaults.trainer_image:
         raise InvalidSpec(
-            f"image: the rehearsal's VMs run the trainer of this Python environment ('{session.defaults.trainer_image}')"
-            f" and cannot pull '{image}'.",
+            f"image: the rehearsal's VMs run the trainer of this Python environment "
+            f"('{session.defaults.trainer_image}') and cannot pull '{image}'.",
             "Leave the image out to rehearse; it is used on Azure (--cloud azure).",
         )
     missing = trainer_missing()

@@ -17,7 +17,7 @@ def check_spot_capable(session: Session, spec: RunSpec) -> None:
     if not offered:
         raise Refused(
             "LocationNotFound",
-            f"location: Azure has no VM sizes in '{spec.location}': the name is wrong, or the subscription may not use it.",
+            f"location: Azure sells no VM sizes in '{spec.location}': no such region, or not for this subscription.",
             "az account list-locations -o table  lists the names.",
         )
     found = next((sku for sku in offered if sku.name.lower() == spec.size.lower()), None)
@@ -38,6 +38,6 @@ def check_spot_capable(session: Session, spec: RunSpec) -> None:
         if restriction.type == "Location":
             raise Refused(
                 "SkuNotAvailable",
-                f"size: '{spec.size}' is not available to this subscription in '{spec.location}' ({restriction.reason_code}).",
+                f"size: '{spec.size}' is closed to this subscription in '{spec.location}' ({restriction.reason_code}).",
                 "Choose another --size or --location.",
             )

@@ -7,10 +7,11 @@ from typing import Any
 
 import msgspec
 
-from cloudtrain.azure import names
+from cloudtrain.azure import images, names
 from cloudtrain.azure.errors import in_conflict, is_missing, translated
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.session import Session
+from cloudtrain.azure.words import word
 from cloudtrain.clock import Clock
 
 ADMIN = "azureuser"
@@ -68,9 +69,10 @@ def find(session: Session, group: Group) -> Vm | None:
 
 def create(session: Session, group: Group, *, subnet_id: str, nsg_id: str) -> Vm:
     """PUT the VM and wait for it. Raises Refused when Azure will not have it."""
+    plan = images.plan(session, group.spec.location, group.spec.vm_image)
     with translated("creating the Spot VM"):
         session.compute.virtual_machines.begin_create_or_update(
-            group.name, names.vm(group.run, group.generation), _body(group, subnet_id, nsg_id)
+            group.name, names.vm(group.run, group.generation), _body(group, subnet_id, nsg_id, plan)
         ).result()
     made = find(session, group)
     assert made is not None, "Azure reported the VM as made, and does not know it"
@@ -124,7 +126,7 @@ def _operate(session: Session, group: Group, clock: Clock, doing: str, method: s
             clock.sleep(session.capabilities.poll_seconds)
 
 
-def _body(group: Group, subnet_id: str, nsg_id: str) -> dict[str, Any]:
+def _body(group: Group, subnet_id: str, nsg_id: str, plan: dict[str, str] | None) -> dict[str, Any]:
     spec = group.spec
     publisher, offer, sku, version = spec.vm_image.split(":")
     user_data = msgspec.json.encode({"run": spec.run, "generation": group.generation, "spec": spec})
@@ -152,16 +154,9 @@ def _body(group: Group, subnet_id: str, nsg_id: str) -> dict[str, Any]:
             "userData": base64.b64encode(user_data).decode(),
         },
     }
-    if needs_plan(spec.vm_image):
-        body["plan"] = {"name": sku, "product": offer, "publisher": publisher}
+    if plan is not None:
+        body["plan"] = plan
     return body
-
-
-def needs_plan(urn: str) -> bool:
-    """NVIDIA's images are sold through the Marketplace: the VM names the plan, and the terms must be accepted.
-
-    Images of Microsoft and Canonical have none."""
-    return urn.split(":")[0].lower() not in ("microsoft-dsvm", "canonical", "microsoftcblmariner", "debian")
 
 
 def _os_profile(group: Group) -> dict[str, Any]:
@@ -210,11 +205,11 @@ def _read(found: Any) -> Vm:
         name=found.name,
         id=found.id,
         location=found.location,
-        size=str(found.hardware_profile.vm_size) if found.hardware_profile else "",
-        provisioning=str(found.provisioning_state or ""),
+        size=word(found.hardware_profile.vm_size) if found.hardware_profile else "",
+        provisioning=word(found.provisioning_state),
         power=PowerState(power) if power else PowerState.ABSENT,
-        priority=str(found.priority or "Regular"),
-        eviction_policy=str(found.eviction_policy or ""),
+        priority=word(found.priority) or "Regular",
+        eviction_policy=word(found.eviction_policy),
         max_price=billing.max_price if billing and billing.max_price is not None else -1.0,
         failure=(failed.message or failed.code) if failed else "",
     )

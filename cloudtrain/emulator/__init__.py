@@ -1,1 +1,1 @@
-"""The embedded Azure: an HTTP service with Azure's URLs, states and refusals, whose VMs are processes of this machine."""
+"""The embedded Azure: a service with Azure's URLs, states and refusals, whose VMs are processes of this machine."""

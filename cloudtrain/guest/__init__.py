@@ -1,0 +1,33 @@
+"""What is installed on the VM, and the reading of it.
+
+`vm/` holds the files that are installed, the same bytes everywhere, and the programs that RunCommand
+carries along. `scripts` makes the RunCommand scripts; `observation` and `outcome` read what they print.
+"""
+
+from cloudtrain.guest.observation import Observation, parse_observation
+from cloudtrain.guest.outcome import (
+    IncompleteOutput,
+    StartOutcome,
+    StopOutcome,
+    exit_code,
+    parse_start,
+    parse_stop,
+)
+from cloudtrain.guest.scripts import await_script, install_script, observe_script, save_and_stop_script
+from cloudtrain.guest.settings import GuestSettings
+
+__all__ = [
+    "GuestSettings",
+    "IncompleteOutput",
+    "Observation",
+    "StartOutcome",
+    "StopOutcome",
+    "await_script",
+    "exit_code",
+    "install_script",
+    "observe_script",
+    "parse_observation",
+    "parse_start",
+    "parse_stop",
+    "save_and_stop_script",
+]

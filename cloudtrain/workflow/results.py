@@ -9,7 +9,7 @@ from cloudtrain.azure.vm import Vm
 
 
 class VmInfo(msgspec.Struct, frozen=True):
-    """max_price: USD an hour, -1 = up to the on-demand price. power_state: Azure's word, "unknown" while there is none."""
+    """max_price: USD an hour, -1: up to the on-demand price. power_state: Azure's word, "unknown" without one."""
 
     name: str
     size: str
@@ -23,7 +23,11 @@ class VmInfo(msgspec.Struct, frozen=True):
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
-    """Where training stands. as_of: ISO 8601; set where this is the last thing known, and not read from the guest now."""
+    """Where training stands. under_way: the trainer's container runs right now.
+
+    as_of: ISO 8601; set where this is the last thing known, and not read from the guest now."""
+
+    under_way: bool = False
 
     step: int | None = None
     total_steps: int | None = None

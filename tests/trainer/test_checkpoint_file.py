@@ -18,9 +18,7 @@ from hypothesis.extra import numpy as arrays
 from trainer import checkpoint
 
 DTYPES = st.sampled_from(["float32", "float64", "float16", "int64", "int32", "uint8", "bool"])
-ARRAYS = DTYPES.flatmap(
-    lambda name: arrays.arrays(np.dtype(name), arrays.array_shapes(min_dims=0, min_side=0))
-)
+ARRAYS = DTYPES.flatmap(lambda name: arrays.arrays(np.dtype(name), arrays.array_shapes(min_dims=0, min_side=0)))
 TENSORS = st.dictionaries(st.text(max_size=20), ARRAYS, max_size=5)
 META = st.fixed_dictionaries({"step": st.integers(0, 10**9), "note": st.text(max_size=20)})
 

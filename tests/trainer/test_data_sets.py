@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from conftest import Trainer
 
 from trainer import drawing
 from trainer.data import Batches
+
+from .conftest import Trainer
 
 TINY_MODEL = ("--model", "tiny:model", "--batch-size", "4", "--epochs", "1")
 
@@ -119,9 +120,7 @@ def from_host(trainer: Trainer, address: str) -> tuple[int, str]:
         "from trainer import download; download.PAUSES = (0.01, 0.01)\n"
         "from trainer.__main__ import main; sys.exit(main(sys.argv[1:]))\n"
     )
-    return trainer.run(
-        "--dataset", "horses_or_humans", "--image-size", "24", *TINY_MODEL, program=("-c", driver)
-    )
+    return trainer.run("--dataset", "horses_or_humans", "--image-size", "24", *TINY_MODEL, program=("-c", driver))
 
 
 def test_horses_or_humans_is_downloaded_although_the_connection_breaks(trainer: Trainer, host: str) -> None:

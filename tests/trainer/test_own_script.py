@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HERE, REPOSITORY, Trainer
+
+from .conftest import HERE, REPOSITORY, Trainer
 
 README = REPOSITORY / "README.md"
 

@@ -42,12 +42,8 @@ def test_the_first_save_comes_early_whatever_it_may_cost() -> None:
     assert policy.is_due(policy.Interval(), steps=1, seconds=1.0, costs=[])
 
 
-@pytest.mark.parametrize(
-    ("busy", "write", "background"), [(1.0, 0.04, False), (0.3, 0.04, True), (1.0, 4.0, True)]
-)
-def test_on_busy_cores_a_quick_save_is_made_in_the_training_thread(
-    busy: float, write: float, background: bool
-) -> None:
+@pytest.mark.parametrize(("busy", "write", "background"), [(1.0, 0.04, False), (0.3, 0.04, True), (1.0, 4.0, True)])
+def test_on_busy_cores_a_quick_save_is_made_in_the_training_thread(busy: float, write: float, background: bool) -> None:
     assert policy.in_background(busy=busy, costs=[policy.Cost(0.02, write)]) is background
 
 

@@ -13,7 +13,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Trainer
+
+from .conftest import REPOSITORY, Trainer
 
 TINY = ("--dataset", "tiny:data", "--model", "tiny:model", "--batch-size", "8")
 JOB = (*TINY, "--epochs", "40", "--checkpoint-interval", "10")
@@ -208,9 +209,7 @@ def test_a_second_trainer_in_the_same_directory_is_refused(trainer: Trainer) -> 
         ("--nonsense",),
     ],
 )
-def test_a_flag_that_cannot_be_is_refused_before_anything_happens(
-    trainer: Trainer, flags: tuple[str, ...]
-) -> None:
+def test_a_flag_that_cannot_be_is_refused_before_anything_happens(trainer: Trainer, flags: tuple[str, ...]) -> None:
     code, output = trainer.run(*flags)
     assert code == 2 and flags[0] in output
     assert not trainer.directory.exists()
@@ -248,9 +247,7 @@ def test_without_tensorflow_the_error_names_the_extra(trainer: Trainer) -> None:
         (("--dataset", "tiny:data", "--model", "MobileNetV3Small"), ["12x12", "32x32"]),
     ],
 )
-def test_what_cannot_be_trained_is_refused_by_name(
-    trainer: Trainer, flags: tuple[str, ...], named: list[str]
-) -> None:
+def test_what_cannot_be_trained_is_refused_by_name(trainer: Trainer, flags: tuple[str, ...], named: list[str]) -> None:
     code, output = trainer.run(*flags)
     assert code == 2 and "Traceback" not in output
     for name in named:
@@ -268,9 +265,7 @@ def test_the_trainer_imports_nothing_of_the_command_line_tool() -> None:
         assert "cloudtrain" not in path.read_text().replace("cloudtrain[trainer]", ""), path
 
 
-def test_on_a_terminal_a_bar_is_drawn_and_elsewhere_no_control_character(
-    alone: Trainer, trainer: Trainer
-) -> None:
+def test_on_a_terminal_a_bar_is_drawn_and_elsewhere_no_control_character(alone: Trainer, trainer: Trainer) -> None:
     reader, terminal = os.openpty()
     job = (*TINY, "--epochs", "2")
     process = subprocess.Popen(

@@ -155,5 +155,5 @@ class Machines(Protocol):
         ...
 
     def strays(self) -> list[str]:
-        """vm_ids of directories or processes that belong to VMs nobody should still be running; for `emulator status`."""
+        """vm_ids of directories or processes of VMs that nobody should still be running; for `emulator status`."""
         ...

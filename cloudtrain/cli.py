@@ -1,0 +1,431 @@
+"""The command line: one thin function per verb (parse -> call -> render)."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from cloudtrain import __version__
+from cloudtrain.call import PLACE, RUN, SPEAKING, Call, Outcome, run, usage, verb, write
+from cloudtrain.errors import CloudtrainError, Exit
+
+if TYPE_CHECKING:
+    from cloudtrain.config import Target
+    from cloudtrain.spec import RunSpec, Settings
+    from cloudtrain.workflow.context import Context
+
+app = typer.Typer(
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+emulator_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cloudtrain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train a model on an Azure Spot VM and lose nothing when Azure takes the VM back.
+
+    Without --cloud azure everything is a rehearsal on the embedded Azure: on this machine, for free.
+    """
+
+
+@verb(app, RUN, PLACE, SPEAKING)
+def up(
+    call: Call,
+    location: Annotated[str | None, typer.Option(help="Azure region.  [eastus]", show_default=False)] = None,
+    size: Annotated[str | None, typer.Option(help="VM size.  [Standard_D2s_v3]", show_default=False)] = None,
+    vm_image: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|URN", help="nvidia, ubuntu-hpc, or a URN.  [nvidia]", show_default=False),
+    ] = None,
+    max_price: Annotated[
+        str | None,
+        typer.Option(metavar="USD", help="Most to pay an hour; -1: the on-demand price.  [-1]", show_default=False),
+    ] = None,
+    eviction_policy: Annotated[
+        str | None, typer.Option(help="Deallocate; Delete would take the checkpoints.", show_default=False)
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="REFERENCE", help="The trainer's Docker image.", show_default=False)
+    ] = None,
+    mount: Annotated[
+        str | None,
+        typer.Option(help="Where the container keeps checkpoints.  [/app/Saved_Model]", show_default=False),
+    ] = None,
+    ssh_key: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Public key to let in.  [a pair of the run's own]", show_default=False),
+    ] = None,
+    disk_gb: Annotated[
+        str | None, typer.Option(metavar="GIB", help="Size of the VM's disk.  [64]", show_default=False)
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until training has ended.")] = False,
+) -> Outcome:
+    """Make the run and start training.
+
+    Run it again, and it goes on with whatever is missing.
+
+    Arguments after -- go to the trainer: cloudtrain up horses -- --epochs 10
+    """
+    from cloudtrain import config, render, runs
+    from cloudtrain.spec import number
+    from cloudtrain.workflow import up as workflow
+
+    flags = {
+        "run": call.run,
+        "cloud": call.cloud,
+        "subscription": call.subscription,
+        "location": location,
+        "size": size,
+        "vm_image": vm_image,
+        "max_price": None if max_price is None else number(max_price),
+        "eviction_policy": eviction_policy,
+        "image": image,
+        "mount": mount,
+        "ssh_key": ssh_key,
+        "disk_gb": None if disk_gb is None else number(disk_gb),
+        "trainer_args": call.trainer_args,
+    }
+    directory = Path.cwd()
+    table = config.read(directory)
+    settings = config.settings_for_up(table, flags, directory)
+    notes = config.name_note(settings.run, bool(call.run or "run" in table), directory)
+    target = call.aim(config.target_for_up(settings, runs.clouds_of(call.home, settings.run), notes))
+    with call.opened(target) as ctx:
+        spec = _spec(call, ctx, settings)
+        ctx.progress.note(_where(spec, target))
+        with _remembered(call, ctx, spec):
+            result = workflow.up(ctx, spec)
+        if follow:
+            return _follow(call, ctx, result)
+    return call.done(result, render.up)
+
+
+def _spec(call: Call, ctx: "Context", settings: "Settings") -> "RunSpec":
+    from cloudtrain import runs, spec
+    from cloudtrain.workflow.up import current_spec
+
+    existing = current_spec(ctx, settings.run)
+    public_key = settings.ssh_key or (existing.ssh_public_key if existing else "")
+    if not public_key:
+        _, public_key = runs.key_pair(call.home, ctx.session.cloud, settings.run)
+    return spec.resolve(settings, ctx.session.defaults, public_key, existing)
+
+
+def _where(spec: "RunSpec", target: "Target") -> str:
+    """The first line of `up`: whether this costs money."""
+    if target.cloud == "azure":
+        return f"On Azure: the VM is billed from its start to cloudtrain stop {spec.run} or cloudtrain down {spec.run}."
+    data_set = _data_set(spec.arguments)
+    return (
+        "This is a rehearsal on the embedded Azure: nothing is billed. "
+        + (f"It trains on the data set '{data_set}'. " if data_set else "")
+        + f"The real one: cloudtrain up {spec.run} --cloud azure"
+    )
+
+
+def _data_set(arguments: tuple[str, ...]) -> str:
+    """What `--dataset` says; the last one counts, as in the trainer."""
+    found = ""
+    for argument, following in zip(arguments, (*arguments[1:], ""), strict=True):
+        if argument == "--dataset":
+            found = following
+        elif argument.startswith("--dataset="):
+            found = argument.partition("=")[2]
+    return found
+
+
+@contextmanager
+def _remembered(call: Call, ctx: "Context", spec: "RunSpec") -> Iterator[None]:
+    """The index knows the run from before its first resource on; a run that was refused leaves no entry."""
+    from cloudtrain import runs
+    from cloudtrain.azure import names
+    from cloudtrain.workflow.up import current_spec
+
+    hint = runs.Hint(
+        cloud=ctx.session.cloud,
+        subscription=ctx.session.subscription_id,
+        location=spec.location,
+        resource_group=names.group(spec.run),
+        created=ctx.clock.now().isoformat(timespec="seconds"),
+    )
+    known = runs.recall(call.home, hint.cloud, spec.run) is not None
+    runs.remember(call.home, spec.run, hint)
+    try:
+        yield
+    except CloudtrainError:
+        # Azure may be out of reach by now, and then nobody knows: the entry stays.
+        with suppress(CloudtrainError):
+            if not known and current_spec(ctx, spec.run) is None:
+                runs.forget(call.home, hint.cloud, spec.run)
+        raise
+
+
+def _follow(call: Call, ctx: "Context", begun: Any) -> Outcome:
+    import msgspec
+
+    from cloudtrain import render
+    from cloudtrain.workflow.follow import follow
+
+    if call.as_json:
+        write(render.event("up", data=msgspec.to_builtins(begun)) + "\n")
+    with _log_stream(call, ctx.progress) as emit:
+        end = follow(ctx, begun.run, emit)
+    result = msgspec.structs.replace(begun, state=end.state, training=end.training)
+    error = _training_failed(begun.run) if end.state == "failed" else None
+    return call.done(result, render.up, error)
+
+
+def _training_failed(run: str) -> CloudtrainError:
+    return CloudtrainError(
+        "TrainingFailed",
+        f"Training of run '{run}' ended without finishing.",
+        f"cloudtrain logs {run} --source container  shows what the trainer said.",
+        Exit.TRAINING_FAILED,
+    )
+
+
+@contextmanager
+def _log_stream(call: Call, display: Any) -> Iterator[Callable[[str], None]]:
+    """Where a log goes while it grows: to a person as text, to a program as an event a line."""
+    from cloudtrain import render
+    from cloudtrain.display import LogLines, LogText
+
+    stream: LogLines | LogText
+    if call.as_json:
+        stream = LogLines(lambda line: write(render.event("log", line=line) + "\n"))
+    else:
+        stream = LogText(display, write)
+    try:
+        yield stream
+    finally:
+        stream.end()
+
+
+@verb(app, RUN, PLACE, SPEAKING)
+def status(call: Call) -> Outcome:
+    """Show the run: its VM, how far training is."""
+    from cloudtrain import render
+    from cloudtrain.workflow import status as workflow
+
+    with call.opened(call.find_target()) as ctx:
+        result = workflow.status(ctx, call.run or "")
+    return call.done(result, render.status)
+
+
+@verb(app, RUN, PLACE, SPEAKING)
+def logs(
+    call: Call,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay, and show the log as it grows.")] = False,
+    source: Annotated[str, typer.Option(metavar="training|container|startup|eviction", help="Which log.")] = "training",
+) -> Outcome:
+    """Show a log of the run, and follow it."""
+    import msgspec
+
+    from cloudtrain.workflow import logs as workflow
+
+    if source not in workflow.SOURCES:
+        raise usage(f'--source is "{source}"; expected one of {", ".join(workflow.SOURCES)}.', "logs")
+    chunks: list[str] = []
+    with call.opened(call.find_target()) as ctx:
+        run = call.run or ""
+        if call.as_json and not follow:
+            result = workflow.logs(ctx, run, source=source, follow=False, emit=chunks.append)
+        else:
+            with _log_stream(call, ctx.progress) as emit:
+                result = workflow.logs(ctx, run, source=source, follow=follow, emit=emit)
+    text = {} if follow else {"text": "".join(chunks)}
+    return Outcome(msgspec.to_builtins(result) | text)
+
+
+@verb(app, RUN, PLACE, SPEAKING)
+def stop(call: Call) -> Outcome:
+    """Save, deallocate the VM, keep its disk."""
+    from cloudtrain import render
+    from cloudtrain.workflow import stop as workflow
+
+    with call.opened(call.find_target()) as ctx:
+        result = workflow.stop(ctx, call.run or "")
+    return call.done(result, render.stop)
+
+
+@verb(app, RUN, PLACE, SPEAKING)
+def restart(call: Call) -> Outcome:
+    """Start the VM if it is off, reboot it if it runs.
+
+    Ends when training is under way again.
+    """
+    from cloudtrain import render
+    from cloudtrain.workflow import restart as workflow
+
+    with call.opened(call.find_target()) as ctx:
+        result = workflow.restart(ctx, call.run or "")
+    return call.done(result, render.restart)
+
+
+@verb(app, RUN, PLACE, SPEAKING)
+def simulate_eviction(
+    call: Call,
+    notice: Annotated[
+        str | None,
+        typer.Option(metavar="SECONDS", help="Warning before the cut; 0: none.  [30]", show_default=False),
+    ] = None,
+    no_restart: Annotated[bool, typer.Option("--no-restart", help="Leave the VM evicted.")] = False,
+) -> Outcome:
+    """Take the VM away, bring it back, count the loss."""
+    from cloudtrain import render
+    from cloudtrain.workflow import simulate_eviction as workflow
+
+    seconds = None if notice is None else _notice(notice)
+    with call.opened(call.find_target()) as ctx:
+        result = workflow.simulate_eviction(ctx, call.run or "", notice=seconds, bring_back=not no_restart)
+    return call.done(result, render.simulate_eviction)
+
+
+def _notice(text: str) -> float:
+    from cloudtrain.spec import number
+
+    seconds = number(text)
+    if isinstance(seconds, str) or not 0 <= seconds <= 3600:
+        raise usage(f'--notice is "{text}"; expected seconds from 0 to 3600.', "simulate-eviction")
+    return float(seconds)
+
+
+@verb(app, RUN, PLACE, SPEAKING)
+def down(
+    call: Call,
+    network_watcher: Annotated[
+        bool, typer.Option("--network-watcher", help="Delete NetworkWatcherRG too, if nothing else needs it.")
+    ] = False,
+) -> Outcome:
+    """Delete everything of the run, and prove it.
+
+    Like rm -f: a run that is not there is no error. Afterwards it looks again and says what is left.
+    """
+    from cloudtrain import render, runs
+    from cloudtrain.workflow import down as workflow
+
+    target = call.find_target()
+    with call.opened(target) as ctx:
+        result = workflow.down(ctx, target.run, network_watcher=network_watcher)
+    if result.left:
+        return call.done(result, render.down, workflow.left_behind(result))
+    runs.forget(call.home, target.cloud, target.run)
+    return call.done(result, render.down)
+
+
+@verb(app, PLACE, SPEAKING, name="list")
+def list_runs(call: Call) -> Outcome:
+    """List the runs of the subscription."""
+    from cloudtrain import config, render
+    from cloudtrain.workflow import list_runs as workflow
+
+    directory = Path.cwd()
+    table = {} if call.cloud else config.read(directory)
+    target = config.target_cloud(table, call.cloud, call.subscription, directory)
+    with call.opened(target) as ctx:
+        result = workflow.list_runs(ctx)
+        for note in _elsewhere(call, target.cloud):
+            ctx.progress.note(note)
+    return call.done(result, render.list_runs)
+
+
+def _elsewhere(call: Call, cloud: str) -> list[str]:
+    """What `list` did not look at, though this machine knows runs there."""
+    from cloudtrain import runs
+    from cloudtrain.spec import CLOUDS
+
+    others = []
+    for other in CLOUDS:
+        names = runs.known_runs(call.home, other) if other != cloud else []
+        if names:
+            others.append(f"cloudtrain list --cloud {other}  shows what runs there (known: {', '.join(names)}).")
+    return others
+
+
+@verb(emulator_app, SPEAKING, name="status")
+def emulator_status(call: Call) -> Outcome:
+    """Show what the embedded Azure holds."""
+    from cloudtrain import render
+    from cloudtrain.azure.session import embedded_azure
+    from cloudtrain.clock import SystemClock
+
+    emulator = embedded_azure(call.home, SystemClock())
+    try:
+        fields = emulator.status()
+    finally:
+        emulator.close()
+    return call.done(fields, render.emulator)
+
+
+@verb(emulator_app, SPEAKING, name="reset")
+def emulator_reset(
+    call: Call,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Then be a brand-new subscription: nothing registered, 3 Spot cores.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> Outcome:
+    """End every VM of the rehearsals, remove all."""
+    from cloudtrain import render, runs
+
+    if not yes:
+        _confirm("This ends every rehearsal and removes their VMs and disks.")
+    emulator = _emulator_at_any_rate(call.home)
+    try:
+        emulator.reset(fresh=fresh)
+        fields = emulator.status()
+    finally:
+        emulator.close()
+    for name in runs.known_runs(call.home, "embedded"):
+        runs.forget(call.home, "embedded", name)
+    return call.done(fields, render.emulator)
+
+
+def _emulator_at_any_rate(home: Path) -> Any:
+    """The embedded Azure, with an empty database where the one it has cannot be read. VMs are found by their disks."""
+    from cloudtrain.azure.session import embedded_azure
+    from cloudtrain.clock import SystemClock
+
+    try:
+        return embedded_azure(home, SystemClock())
+    except CloudtrainError as error:
+        if error.code != "DamagedStore":
+            raise
+    from cloudtrain.emulator import store
+
+    store.remove(home / "emulator")
+    return embedded_azure(home, SystemClock())
+
+
+def _confirm(warning: str) -> None:
+    """Ask on a terminal; elsewhere nobody can answer."""
+    if not sys.stdin.isatty() or not sys.stderr.isatty():
+        raise usage(f"{warning} Nobody is here to confirm it: add --yes.", "emulator reset")
+    print(f"{warning} Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise CloudtrainError("NotConfirmed", "Nothing was removed.")
+
+
+app.add_typer(emulator_app, name="emulator", help="Look after the embedded Azure of the rehearsals.")
+
+
+def main() -> NoReturn:
+    """The console's entry."""
+    sys.exit(run(app, sys.argv[1:]))

@@ -1,0 +1,170 @@
+"""The embedded Azure as the rest of cloudtrain sees it: one WSGI app over one directory."""
+
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cloudtrain.clock import Clock
+from cloudtrain.emulator import app, catalog, ids, ledger, marketplace, operations, power, providers, store, timing
+from cloudtrain.emulator.locks import WorkLocks
+from cloudtrain.emulator.machines import Machines
+from cloudtrain.emulator.operations import Azure
+from cloudtrain.emulator.store import Store
+from cloudtrain.emulator.wire import guid
+
+
+@dataclass(frozen=True)
+class VmStatus:
+    """cause: why it is off, in the machine's words; "" while it is on."""
+
+    id: str
+    name: str
+    resource_group: str
+    location: str
+    size: str
+    power_state: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """strays: vm_ids of machines that no VM of the database stands for."""
+
+    directory: str
+    kind: str
+    subscription_id: str
+    spot_cores: int
+    resource_groups: list[str]
+    vms: list[VmStatus]
+    open_operations: list[str]
+    strays: list[str]
+
+
+class EmbeddedAzure:
+    """Azure's management plane on this machine. Everything it keeps lies under `root`.
+
+    machines: what VMs run on. fresh: whether a store that does not exist yet begins as a brand-new
+    subscription (no provider registered, no terms accepted, 3 Spot cores) and not as one in use. Raises
+    StoreError."""
+
+    def __init__(self, root: Path, *, clock: Clock, machines: Machines, fresh: bool = False) -> None:
+        self.root = root
+        self._azure = Azure(
+            store=Store(root, _first_settings(fresh)),
+            clock=clock,
+            machines=machines,
+            locks=WorkLocks(root / "work.lock"),
+            secrets=root / "sealing.key",
+            ledger=root / "machines.list",
+            kinds=app.KINDS,
+        )
+        self._app = app.App(self._azure)
+
+    @property
+    def subscription_id(self) -> str:
+        return self._setting("subscription_id")
+
+    @property
+    def tenant_id(self) -> str:
+        return self._setting("tenant_id")
+
+    @property
+    def token(self) -> str:
+        """Every request carries `Authorization: Bearer` and this."""
+        return self._setting("token")
+
+    def _setting(self, key: str) -> str:
+        with self._azure.store.read() as records:
+            return records.setting(key) or ""
+
+    def __call__(self, environ: dict[str, Any], start_response: app.StartResponse) -> Iterable[bytes]:
+        """PEP 3333. Raises StoreError when the database cannot be used any more."""
+        return self._app(environ, start_response)
+
+    def set_notice(self, vm_resource_id: str, seconds: float) -> None:
+        """How long before its next evictions a VM is told (30 s unless set; at least 0)."""
+        with self._azure.store.write() as records:
+            records.set_setting(f"notice:{vm_resource_id.lower()}", str(max(0.0, float(seconds))))
+
+    def status(self) -> dict[str, Any]:
+        """What it holds, ready for JSON: the fields of `Status`."""
+        operations.advance_all(self._azure)
+        power.observe(self._azure, None, None)
+        with self._azure.store.read() as records:
+            vms = records.resources(ids.VM)
+            groups = [group.name for group in records.resources(ids.GROUP)]
+            pending = [f"{o.kind} {o.target.rsplit('/', 1)[-1]}" for o in records.open_operations()]
+            cores = int(records.setting("spot_cores") or 0)
+        known = {vm.private["vm_id"] for vm in vms}
+        found = Status(
+            str(self.root),
+            self._azure.machines.kind,
+            self.subscription_id,
+            cores,
+            groups,
+            [_vm_status(self._azure, vm) for vm in vms],
+            pending,
+            [stray for stray in self._azure.machines.strays() if stray not in known],
+        )
+        return asdict(found)
+
+    def reset(self, *, fresh: bool = False) -> None:
+        """Remove every VM and begin again, with another subscription and another token."""
+        with self._azure.store.write() as records:
+            machines = {vm.private["vm_id"]: vm.seq for vm in records.resources(ids.VM)}
+            records.clear()
+            for key, value in _first_settings(fresh).items():
+                records.set_setting(key, value)
+        for vm_id in machines.keys() | ledger.noted(self._azure.ledger) | set(self._azure.machines.strays()):
+            self._erase(vm_id, machines.get(vm_id))
+        ledger.clear(self._azure.ledger)
+
+    def _erase(self, vm_id: str, number: int | None) -> None:
+        """number: the VM's lock; whoever is booting it is let finish first, so that it does not come back."""
+        deadline = time.monotonic() + timing.CLOSING_SECONDS
+        while number is not None and time.monotonic() < deadline:
+            with self._azure.locks.attempt(number) as mine:
+                if mine:
+                    break
+            time.sleep(0.02)
+        self._azure.machines.erase(vm_id)
+
+    def close(self) -> None:
+        """Let work in hand end (at most 15 s; what is left, a later request takes over), and close the
+        database."""
+        self._join_workers()
+        self._azure.store.close()
+
+    def _join_workers(self) -> None:
+        deadline = time.monotonic() + timing.CLOSING_SECONDS
+        for worker in list(self._azure.workers.values()):
+            worker.join(max(0.0, deadline - time.monotonic()))
+
+
+def _vm_status(azure: Azure, vm: store.Resource) -> VmStatus:
+    parsed = ids.parse(vm.id)
+    state = power.shown_phase(azure, vm)
+    off = state in (power.DEALLOCATED, power.DEALLOCATING, power.STOPPED)
+    return VmStatus(
+        vm.id,
+        vm.name,
+        parsed.group if parsed else "",
+        vm.location,
+        vm.body["properties"]["hardwareProfile"]["vmSize"],
+        state,
+        str(vm.private.get("off_cause") or "asked for") if off else "",
+    )
+
+
+def _first_settings(fresh: bool) -> dict[str, str]:
+    return {
+        "subscription_id": guid(),
+        "tenant_id": guid(),
+        "token": secrets.token_urlsafe(32),
+        "spot_cores": str(catalog.FRESH_SPOT_CORES if fresh else catalog.DEFAULT_SPOT_CORES),
+        **providers.first_settings(fresh),
+        **marketplace.first_settings(fresh),
+    }

@@ -1,0 +1,89 @@
+"""What can be had: Spot prices and core quotas, with what the person rehearsing has set."""
+
+from cloudtrain.emulator import catalog, ids
+from cloudtrain.emulator.catalog import Size
+from cloudtrain.emulator.store import Records, Resource
+from cloudtrain.emulator.wire import ArmError
+
+SPOT_PRIORITIES = frozenset({"spot", "low"})
+NO_LIMIT = -1.0
+"""maxPrice that is never the reason for an eviction."""
+
+
+def is_spot(vm: Resource) -> bool:
+    return str(vm.body["properties"].get("priority", "Regular")).lower() in SPOT_PRIORITIES
+
+
+def spot_price(records: Records, size: Size, region: str) -> float:
+    """USD an hour."""
+    told = records.setting(f"price:{size.name.lower()}:{region.lower()}")
+    return float(told) if told is not None else catalog.spot_price(size, region)
+
+
+def limit(records: Records, name: str, region: str) -> int:
+    """The quota of a usage name ('lowPriorityCores', 'cores', a family)."""
+    told = records.setting(f"quota:{name.lower()}:{region.lower()}")
+    if told is not None:
+        return int(told)
+    if name == "lowPriorityCores":
+        return int(records.setting("spot_cores") or catalog.DEFAULT_SPOT_CORES)
+    if name == "cores":
+        return catalog.REGIONAL_CORES
+    gpu = any(size.family == name and size.gpus for size in catalog.SIZES.values())
+    return catalog.GPU_FAMILY_CORES if gpu else catalog.FAMILY_CORES
+
+
+def usage(records: Records, region: str, *, apart_from: Resource | None = None) -> dict[str, int]:
+    """Cores by usage name. Deallocated VMs count: they keep their quota."""
+    counted: dict[str, int] = {"lowPriorityCores": 0, "cores": 0, "virtualMachines": 0}
+    for vm in records.resources(ids.VM):
+        if vm.location.lower() != region.lower() or (apart_from is not None and vm.key == apart_from.key):
+            continue
+        counted["virtualMachines"] += 1
+        size = catalog.SIZES[vm.body["properties"]["hardwareProfile"]["vmSize"].lower()]
+        for name in ("lowPriorityCores",) if is_spot(vm) else ("cores", size.family):
+            counted[name] = counted.get(name, 0) + size.vcpus
+    return counted
+
+
+def check_quota(records: Records, size: Size, region: str, *, spot: bool, known: Resource | None) -> None:
+    """Raises Azure's OperationNotAllowed when the cores of one more VM of that size exceed a quota."""
+    used = usage(records, region, apart_from=known)
+    names = {"lowPriorityCores": "LowPriorityCores"} if spot else {"cores": "Total Regional Cores"}
+    if not spot:
+        names[size.family] = f"{size.family} Cores"
+    for name, shown in names.items():
+        allowed, current = limit(records, name, region), used.get(name, 0)
+        if current + size.vcpus > allowed:
+            raise _exceeded(shown, region, allowed, current, size.vcpus, spot)
+
+
+def _exceeded(name: str, region: str, allowed: int, current: int, more: int, spot: bool) -> ArmError:
+    page = "low-priority-quota" if spot else "per-vm-quota-requests"
+    return ArmError(
+        409,
+        "OperationNotAllowed",
+        f"Operation could not be completed as it results in exceeding approved {name} quota. Additional "
+        "details - "
+        f"Deployment Model: Resource Manager, Location: {region}, Current Limit: {allowed}, Current Usage: "
+        f"{current}, "
+        f"Additional Required: {more}, (Minimum) New Limit Required: {current + more}. Submit a request for "
+        "Quota "
+        "increase at https://aka.ms/ProdportalCRP/#blade/Microsoft_Azure_Capacity/UsageAndQuota.ReactView by "
+        "specifying parameters listed in the 'Details' section for deployment to succeed. Please read more "
+        "about "
+        f"quota limits at https://docs.microsoft.com/en-us/azure/azure-portal/supportability/{page}",
+    )
+
+
+def check_price(records: Records, size: Size, region: str, highest: float, operation: str) -> None:
+    """Raises SpotPriceGreaterThanProvidedMaxPrice. highest: USD an hour, or NO_LIMIT."""
+    current = spot_price(records, size, region)
+    if highest != NO_LIMIT and highest < current:
+        raise ArmError(
+            409,
+            "SpotPriceGreaterThanProvidedMaxPrice",
+            f"Unable to perform operation '{operation}' since the provided max price '{highest:g} USD' is "
+            "lower than "
+            f"the current spot price '{current:g} USD' for Azure Spot Virtual Machine size '{size.name}'.",
+        )

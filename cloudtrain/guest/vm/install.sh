@@ -1,0 +1,56 @@
+# Functions and first steps of the script that install_script() makes.
+here="${CLOUDTRAIN_ROOT:-}/cloudtrain"
+
+fail() {
+  echo "$*"
+  exit 1
+}
+
+# put_file NAME MODE SHA256 <base64: appears whole or not at all
+put_file() {
+  local new="$here/.$1.new"
+  if ! base64 -d >"$new" || [ "$(sha256sum <"$new")" != "$3  -" ]; then
+    fail "cannot write $here/$1: is the disk full?"
+  fi
+  if ! chmod "$2" "$new" || ! mv -f "$new" "$here/$1"; then fail "cannot write $here/$1"; fi
+}
+
+# One line of ours in root's crontab, every other line as it was
+put_crontab_line() {
+  local line kept errors
+  line="@reboot $(printf '%q' "$here/startup-script.sh")"
+  errors=$(crontab -l 2>&1 >/dev/null)
+  case "$?:$errors" in
+    0:*) kept=$(crontab -l) || fail "cannot read the crontab" ;;
+    *"no crontab for"*) kept= ;;
+    *) fail "cannot read the crontab: $errors" ;;
+  esac
+  if printf '%s\n' "$kept" | grep -qxF -- "$line"; then return; fi
+  if [ -n "$kept" ]; then kept+=$'\n'; fi
+  printf '%s\n' "$kept$line" | crontab - || fail "cannot write the crontab"
+}
+
+# In a unit of its own where systemd runs, because a restart of Azure's agent ends everything that belongs to it
+start_training() {
+  exec 8>&-
+  rm -f "$here/failed"
+  if [ -z "${CLOUDTRAIN_ROOT:-}" ] && [ -d /run/systemd/system ] &&
+    systemd-run --quiet --collect --property=KillMode=process \
+      ${CLOUDTRAIN_IMDS:+"--setenv=CLOUDTRAIN_IMDS=$CLOUDTRAIN_IMDS"} "$here/startup-script.sh" >/dev/null 2>&1; then
+    return
+  fi
+  setsid nohup "$here/startup-script.sh" </dev/null >/dev/null 2>&1 &
+}
+
+for tool in crontab flock python3 base64 sha256sum; do
+  command -v "$tool" >/dev/null || fail "this VM image has no $tool"
+done
+mkdir -p "$here/models" "$here/data" "$here/on-evict.d" || fail "cannot make $here"
+# A trainer image may run as any user
+chmod 0777 "$here/models" "$here/data"
+if [ ! -e "$here/models/log.txt" ]; then
+  if ! : >"$here/models/log.txt"; then fail "cannot write $here/models/log.txt"; fi
+  chmod 0666 "$here/models/log.txt"
+fi
+exec 8>>"$here/install.lock"
+flock -w 60 8 || fail "another installation is under way"

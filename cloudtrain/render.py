@@ -1,0 +1,323 @@
+"""Every result as a person reads it, and the JSON envelope. No result is printed anywhere else."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cloudtrain.display import clean, duration, is_terminal
+from cloudtrain.errors import CloudtrainError
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from cloudtrain.workflow.down import DownResult
+    from cloudtrain.workflow.list_runs import ListResult
+    from cloudtrain.workflow.restart import RestartResult
+    from cloudtrain.workflow.results import Training, VmInfo
+    from cloudtrain.workflow.simulate_eviction import EvictionResult
+    from cloudtrain.workflow.status import StatusResult
+    from cloudtrain.workflow.stop import StopResult
+    from cloudtrain.workflow.up import UpResult
+
+# Number of the envelope's contract: changes only when a field changes its meaning or goes.
+ENVELOPE = 1
+
+_CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+_STATE_STYLES = {
+    "running": "green",
+    "finished": "green",
+    "provisioning": "cyan",
+    "stopped": "yellow",
+    "evicted": "yellow",
+    "failed": "red",
+}
+Paint = Callable[[str, str], str]
+Row = tuple[str, str]
+T = TypeVar("T")
+
+
+def envelope(command: str, run: str | None, data: object, errors: Sequence[CloudtrainError]) -> str:
+    """The one JSON object that a command answers with `--json`, on one line."""
+    return json.dumps(
+        {
+            "cloudtrain_result": ENVELOPE,
+            "command": command,
+            "run": run or None,
+            "ok": not errors,
+            "data": data,
+            "errors": [{"code": e.code, "message": e.message, "hint": e.hint} for e in errors],
+        }
+    )
+
+
+def event(kind: str, **fields: object) -> str:
+    """One line of what `--json` streams before the envelope: an object with `cloudtrain_event`."""
+    return json.dumps({"cloudtrain_event": ENVELOPE, "event": kind, **fields})
+
+
+def paint_for(stream: "TextIO") -> Paint:
+    """Colours on a terminal, unless NO_COLOR is set (no-color.org); plain text elsewhere."""
+    if not is_terminal(stream) or os.environ.get("NO_COLOR"):
+        return lambda text, style: text
+    return lambda text, style: f"\x1b[{_CODES[style]}m{text}\x1b[0m" if style in _CODES else text
+
+
+def error_text(error: CloudtrainError, paint: Paint) -> str:
+    """What happened and why; then what to run next."""
+    text = paint("error: ", "red") + clean(error.message)
+    return f"{text}\n{paint('next:  ', 'cyan')}{clean(error.hint)}" if error.hint else text
+
+
+def cleaned(result: T) -> T:
+    """The same result, every text in it without what steers a terminal: a guest wrote some of them."""
+    import msgspec
+
+    return msgspec.convert(_clean_tree(msgspec.to_builtins(result)), type(result))
+
+
+def _clean_tree(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list | tuple):
+        return [_clean_tree(item) for item in value]
+    if isinstance(value, Mapping):
+        return {clean(str(key)): _clean_tree(item) for key, item in value.items()}
+    return value
+
+
+def up(result: "UpResult", paint: Paint) -> list[str]:
+    run = result.run
+    lines = [_headline(run, result.state, paint)]
+    rows = [*_vm_rows(result.vm), *_training_rows(result.training), ("resource group", result.resource_group)]
+    lines += _labelled(rows, paint)
+    if result.seen == "container":
+        lines.append("The trainer's container stays up; its image writes no progress, so no step was seen.")
+    if result.state != "running":
+        return lines + _next(paint, *_next_of_state(run, result.state, result.vm))
+    return lines + _next(
+        paint,
+        (f"cloudtrain status {run}", "how far it is"),
+        (f"cloudtrain logs -f {run}", "its journal, as it grows"),
+        (f"cloudtrain simulate-eviction {run}", "take the VM away, see it resume"),
+        (f"cloudtrain down {run}", "remove every trace"),
+    )
+
+
+def status(result: "StatusResult", paint: Paint) -> list[str]:
+    lines = [_headline(result.run, result.state, paint)]
+    rows = [*_vm_rows(result.vm)] if result.vm else [("VM", "none")]
+    rows += _training_rows(result.training)
+    arguments = " ".join(_quoted(argument) for argument in result.arguments)
+    rows += [("trainer", f"{result.image} {arguments}".rstrip()), ("resource group", result.resource_group)]
+    lines += _labelled(rows, paint)
+    if result.note:
+        lines.append(result.note)
+    lines += _next(paint, *_next_of_state(result.run, result.state, result.vm))
+    bill = _bill(result.cloud, result.vm, result.run)
+    return [*lines, paint(bill, "dim")] if bill else lines
+
+
+def stop(result: "StopResult", paint: Paint) -> list[str]:
+    saved = "" if result.saved_step is None else f", the newest checkpoint is at step {result.saved_step}"
+    before = "The VM was deallocated before" if result.was == "deallocated" else "The VM is deallocated"
+    lines = [_headline(result.run, result.state, paint), f"{before}{saved}. Its disk stays."]
+    lines += _next(paint, *_next_of_state(result.run, result.state, None))
+    if result.cloud == "azure":
+        lines.append(paint("Its disk and its public address still bill.", "dim"))
+    return lines
+
+
+def restart(result: "RestartResult", paint: Paint) -> list[str]:
+    lines = [_headline(result.run, result.state, paint), f"The VM was {result.action}."]
+    lines += _labelled(_training_rows(result.training), paint)
+    return lines + _next(paint, (f"cloudtrain logs -f {result.run}", "its journal, as it grows"))
+
+
+def simulate_eviction(result: "EvictionResult", paint: Paint) -> list[str]:
+    lines = [_headline(result.run, result.state, paint)]
+    lines += _table(
+        ("after", "what happened"),
+        [(f"{entry.at_seconds:8.2f} s", entry.event) for entry in result.timeline],
+        paint,
+    )
+    rows = [("notice", "none" if result.notice_seconds == 0 else _seconds(result.notice_seconds))]
+    rows.append(("saved at", _step(result.saved_step)))
+    rows.append(("resumed from", _step(result.resumed_step)))
+    lines += _labelled(rows, paint)
+    lines.append(_steps_lost(result, paint))
+    if result.resumed_step is None and result.state in ("evicted", "stopped"):
+        lines += _next(paint, (f"cloudtrain restart {result.run}", "brings it back"))
+    return lines
+
+
+def _steps_lost(result: "EvictionResult", paint: Paint) -> str:
+    note = f" ({result.steps_lost_note})" if result.steps_lost_note else ""
+    if result.steps_lost is None:
+        return f"steps lost: unknown{note}"
+    style = "green" if result.steps_lost == 0 else "yellow"
+    return paint(f"steps lost: {result.steps_lost}", style) + note
+
+
+def down(result: "DownResult", paint: Paint) -> list[str]:
+    lines = []
+    if result.deleted:
+        lines.append(f"{result.run}: deleted {_count(len(result.deleted), 'resource')}.")
+    elif not result.left:
+        lines.append(f"There is nothing of a run '{result.run}' on {_place(result.searched)}: nothing to delete.")
+    if result.left:
+        lines.append(paint(f"Still there ({len(result.left)}):", "red"))
+        lines += [f"  {resource}" for resource in result.left]
+    elif result.deleted:
+        lines.append(paint("Nothing of the run is left.", "green"))
+    for resource in result.kept:
+        lines.append(f"Kept: {resource}")
+    if result.kept:
+        lines.append(
+            "Azure made it itself, other networks may share it, and it costs nothing; --network-watcher deletes it too."
+        )
+    return lines
+
+
+def list_runs(result: "ListResult", paint: Paint) -> list[str]:
+    place = _place(result.searched)
+    if not result.runs:
+        return [f"No runs on {place}."]
+    rows = [
+        (entry.run, entry.state, entry.size, entry.location, entry.cloud, _when(entry.created)) for entry in result.runs
+    ]
+    return _table(("run", "state", "size", "location", "cloud", "created"), rows, paint)
+
+
+def emulator(fields: Mapping[str, Any], paint: Paint) -> list[str]:
+    rows = [(key.replace("_", " "), _plain_value(value)) for key, value in fields.items()]
+    return _labelled(rows, paint)
+
+
+def _plain_value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_plain_value(item) for item in value) or "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain_value(item)}" for key, item in value.items()) or "none"
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def _headline(run: str, state: str, paint: Paint) -> str:
+    return f"{paint(run, 'bold')}: {paint(state, _STATE_STYLES.get(state, 'bold'))}"
+
+
+def _vm_rows(vm: "VmInfo") -> list[Row]:
+    price = "up to the on-demand price" if vm.max_price == -1 else f"at most {vm.max_price:g} USD an hour"
+    power = vm.power_state if vm.provisioning_state == "Succeeded" else f"{vm.power_state}, {vm.provisioning_state}"
+    return [
+        ("VM", f"{vm.name}, {vm.size} in {vm.location}"),
+        ("price", f"{vm.priority}, {price}; {vm.eviction_policy} when evicted"),
+        ("power", power + (f", address {vm.public_ip}" if vm.public_ip else "")),
+    ]
+
+
+def _training_rows(training: "Training | None") -> list[Row]:
+    if training is None:
+        return [("training", "nothing known yet")]
+    rows = [("training", ", ".join(_training_words(training)))]
+    if training.resumes:
+        came_from = "" if training.resumed_from_step is None else f", last from step {training.resumed_from_step}"
+        rows.append(("resumed", _count(training.resumes, "time") + came_from))
+    if training.metrics:
+        rows.append(("metrics", ", ".join(f"{name} {value:.4g}" for name, value in training.metrics.items())))
+    if training.as_of:
+        rows.append(("as of", _when(training.as_of) + " (last known)"))
+    return rows
+
+
+def _training_words(training: "Training") -> list[str]:
+    words = []
+    if training.finished:
+        words.append("finished")
+    if training.failed:
+        code = "" if training.exit_code is None else f" (exit code {training.exit_code})"
+        words.append(f"failed{code}")
+    if training.step is not None:
+        words.append(_progress(training.step, training.total_steps))
+    if training.epoch is not None:
+        words.append(f"epoch {training.epoch}" + (f" of {training.epochs}" if training.epochs else ""))
+    if training.saved_step is not None and not training.finished:
+        words.append(f"saved at step {training.saved_step}")
+    if training.examples_per_second and not training.finished:
+        words.append(f"{training.examples_per_second:.3g} examples/s")
+    if training.eta_seconds is not None and not training.finished:
+        words.append(f"about {duration(training.eta_seconds)} to go")
+    return words or ["under way" if training.under_way else "nothing known yet"]
+
+
+def _progress(step: int, total: int | None) -> str:
+    return f"step {step} of {total} ({100 * step // total} %)" if total else f"step {step}"
+
+
+def _next_of_state(run: str, state: str, vm: "VmInfo | None") -> list[Row]:
+    follow = (f"cloudtrain logs -f {run}", "its journal, as it grows")
+    again = (f"cloudtrain restart {run}", "goes on from the newest checkpoint")
+    remove = (f"cloudtrain down {run}", "remove every trace")
+    if state == "finished" and (vm is None or vm.power_state != "running"):
+        return [(f"cloudtrain restart {run}", "starts the VM, whose disk has logs and weights"), remove]
+    return {
+        "running": [follow],
+        "provisioning": [(f"cloudtrain up {run}", "goes on with what is missing")],
+        "evicted": [again, remove],
+        "stopped": [again, remove],
+        "finished": [(f"cloudtrain logs {run}", "its journal"), remove],
+        "failed": [(f"cloudtrain logs {run} --source container", "what the trainer said"), remove],
+    }.get(state, [])
+
+
+def _bill(cloud: str, vm: "VmInfo | None", run: str) -> str:
+    if cloud != "azure":
+        return "A rehearsal on the embedded Azure: nothing is billed."
+    if vm is None:
+        return f"No VM is billed; cloudtrain down {run}  removes the rest."
+    if vm.power_state == "deallocated":
+        return f"The VM is not billed; its disk and its public address are, until cloudtrain down {run}."
+    return f"The VM is billed by the second, until cloudtrain stop {run}  or  cloudtrain down {run}."
+
+
+def _labelled(rows: Sequence[Row], paint: Paint) -> list[str]:
+    width = max((len(label) for label, _ in rows), default=0)
+    return [f"  {paint(label.ljust(width), 'dim')}  {' '.join(text.split())}" for label, text in rows]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], paint: Paint) -> list[str]:
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
+    return [paint(lines[0].rstrip(), "bold"), *(line.rstrip() for line in lines[1:])]
+
+
+def _next(paint: Paint, *commands: Row) -> list[str]:
+    width = max((len(command) for command, _ in commands), default=0)
+    lines = [f"  {paint(command.ljust(width), 'cyan')}  {why}" for command, why in commands]
+    return ["What next:", *lines] if lines else []
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _step(step: int | None) -> str:
+    return "unknown" if step is None else f"step {step}"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{seconds:.1f} s"
+
+
+def _when(iso: str) -> str:
+    return iso.replace("T", " ").replace("+00:00", " UTC")
+
+
+def _quoted(argument: str) -> str:
+    import shlex
+
+    return shlex.quote(argument)
+
+
+def _place(searched: Sequence[str]) -> str:
+    return " and ".join({"embedded": "the embedded Azure", "azure": "Azure"}.get(cloud, cloud) for cloud in searched)

@@ -1,0 +1,170 @@
+"""`simulate-eviction`: evict the VM through Azure's own operation, bring it back, and account for every step."""
+
+from datetime import datetime
+
+import msgspec
+
+from cloudtrain.azure import group as groups
+from cloudtrain.azure import vm as vms
+from cloudtrain.azure.group import Group
+from cloudtrain.errors import Refused
+from cloudtrain.guest.observation import GuestEvent, Observation
+from cloudtrain.workflow import power, training
+from cloudtrain.workflow.context import Context
+from cloudtrain.workflow.results import Training
+from cloudtrain.workflow.state import state_of
+
+
+class TimelineEntry(msgspec.Struct, frozen=True):
+    """at_seconds: since the eviction was asked for."""
+
+    event: str
+    at_seconds: float
+
+
+class EvictionResult(msgspec.Struct, frozen=True):
+    """notice_seconds: the warning that the guest got, 0 where it saw none, None where nobody knows (the VM is off).
+
+    steps_lost: done before the eviction and done again after it; None where nothing tells, and then steps_lost_note
+    says why."""
+
+    run: str
+    cloud: str
+    state: str
+    notice_seconds: float | None
+    saved_step: int | None
+    resumed_step: int | None
+    steps_lost: int | None
+    steps_lost_note: str
+    timeline: list[TimelineEntry]
+    training: Training | None
+
+
+def simulate_eviction(ctx: Context, run: str, *, notice: float | None, bring_back: bool) -> EvictionResult:
+    """notice: seconds, None for the cloud's own. Raises NoSuchRun, Refused, InvalidSpec."""
+    group = groups.get(ctx.session, run)
+    vm = power.require_running(group, power.settled(ctx, group), "Simulating an eviction")
+    _require_training(ctx, group)
+    if notice is not None:
+        ctx.session.set_notice(vm.id, notice)
+    began = ctx.clock.now()
+    vms.simulate_eviction(ctx.session, group)
+    with ctx.progress.step("eviction", usually="about a minute on Azure"):
+        power.until_off(ctx, group)
+    timeline = _Timeline(began)
+    timeline.add("deallocated", ctx.clock.now())
+    if not bring_back:
+        return _result(ctx, group, timeline, None, None)
+    power.start(ctx, group)
+    timeline.add("VM started", ctx.clock.now())
+    outcome = training.begin(ctx, group)
+    after = training.observe(ctx, group, events=-4096)
+    return _result(ctx, group, timeline, after, outcome.training)
+
+
+def _require_training(ctx: Context, group: Group) -> None:
+    """An eviction of a run that does not train would show nothing, and nothing would come back."""
+    with ctx.progress.step("asking the guest", usually="20 to 40 s on Azure"):
+        now = training.of(training.observe(ctx, group))
+    if now.finished:
+        raise Refused(
+            "TrainingFinished",
+            f"Training of run '{group.run}' has finished: there is nothing to resume after an eviction.",
+            f"cloudtrain down {group.run}  removes the run.",
+        )
+    if not now.under_way:
+        raise Refused(
+            "NotTraining",
+            f"Run '{group.run}' is not training right now, so an eviction would prove nothing.",
+            f"cloudtrain status {group.run}  shows why; cloudtrain up {group.run}  starts training.",
+        )
+
+
+class _Timeline:
+    def __init__(self, began: datetime) -> None:
+        self.began = began
+        self.entries: list[TimelineEntry] = []
+
+    def add(self, event: str, at: datetime) -> None:
+        self.add_epoch(event, at.timestamp())
+
+    def add_epoch(self, event: str, at: float) -> None:
+        self.entries.append(TimelineEntry(event=event, at_seconds=round(at - self.began.timestamp(), 2)))
+
+    def in_order(self) -> list[TimelineEntry]:
+        return sorted(self.entries, key=lambda entry: entry.at_seconds)
+
+
+# What of the guest's events belongs on the timeline, in a reader's words.
+TOLD = {
+    "notice": "notice",
+    "saved": "checkpoint saved at step {step}",
+    "gone": "process gone",
+    "started": "container started",
+    "first_step": "first new step: {step}",
+}
+
+
+def _result(
+    ctx: Context, group: Group, timeline: _Timeline, after: Observation | None, seen: Training | None
+) -> EvictionResult:
+    """after: the guest once it trains again; None where the VM was left off, and nothing can be asked."""
+    events = [event for event in after.events if event.time >= timeline.began.timestamp()] if after else []
+    for event in _firsts(events):
+        timeline.add_epoch(_in_words(event), event.time)
+    now = training.of(after) if after else seen
+    group_now = groups.get(ctx.session, group.run)
+    return EvictionResult(
+        run=group.run,
+        cloud=ctx.session.cloud,
+        state=state_of(group_now, vms.find(ctx.session, group_now), now),
+        notice_seconds=_notice(events) if after else None,
+        saved_step=_saved_step(events, after),
+        resumed_step=now.resumed_from_step if now else None,
+        steps_lost=after.steps_lost if after else None,
+        steps_lost_note=_why_unknown(after),
+        timeline=timeline.in_order(),
+        training=now,
+    )
+
+
+def _firsts(events: list[GuestEvent]) -> list[GuestEvent]:
+    """The first event of each kind that is told: after the boot the guest finds, and says, some of it once more."""
+    first: dict[str, GuestEvent] = {}
+    for event in events:
+        if event.event in TOLD:
+            first.setdefault(event.event, event)
+    return list(first.values())
+
+
+def _in_words(event: GuestEvent) -> str:
+    words = TOLD[event.event]
+    if "{step}" in words and event.details.get("step") is None:
+        return words.partition(" at ")[0].partition(":")[0]
+    return words.format(**event.details)
+
+
+def _notice(events: list[GuestEvent]) -> float:
+    """Seconds of warning that the guest was given; 0 where it saw none."""
+    for event in events:
+        given = event.details.get("notice_seconds")
+        if event.event == "notice" and isinstance(given, int | float):
+            return float(given)
+    return 0.0
+
+
+def _saved_step(events: list[GuestEvent], after: Observation | None) -> int | None:
+    """The step of the checkpoint that was made because of the notice, else of the newest one that was found."""
+    for event in _firsts(events):
+        step = event.details.get("step")
+        if event.event == "saved" and isinstance(step, int):
+            return step
+    return after.progress.resumed_from_step if after and after.progress else None
+
+
+def _why_unknown(after: Observation | None) -> str:
+    if after is None:
+        return "unknown until the run is back: the VM is off"
+    if after.steps_lost is None:
+        return "unknown: this trainer image writes no progress.json"
+    return ""

@@ -1,0 +1,78 @@
+"""`status`: what Azure says of the VM, what the guest says of training, and which of the two is known now."""
+
+import msgspec
+
+from cloudtrain.azure import group as groups
+from cloudtrain.azure import network
+from cloudtrain.azure import vm as vms
+from cloudtrain.azure.group import Group, Intent
+from cloudtrain.azure.run_command import GuestUnreachable
+from cloudtrain.azure.vm import PowerState, Vm
+from cloudtrain.errors import Refused
+from cloudtrain.workflow import training
+from cloudtrain.workflow.context import Context
+from cloudtrain.workflow.results import Training, VmInfo, last_known, vm_info
+from cloudtrain.workflow.state import EVICTED, state_of
+from cloudtrain.workflow.together import together
+
+
+class StatusResult(msgspec.Struct, frozen=True):
+    """intent: what the user last asked for. note: what a reader should know beside the state; '' as a rule."""
+
+    run: str
+    cloud: str
+    resource_group: str
+    state: str
+    intent: str
+    generation: int
+    created: str
+    image: str
+    arguments: list[str]
+    vm: VmInfo | None
+    training: Training | None
+    note: str
+
+
+def status(ctx: Context, run: str) -> StatusResult:
+    """Raises NoSuchRun."""
+    group = groups.get(ctx.session, run)
+    vm = vms.find(ctx.session, group)
+    (seen, note), address = together(
+        lambda: _training(ctx, group, vm), lambda: network.public_ip(ctx.session, group) if vm else None
+    )
+    state = state_of(group, vm, seen)
+    return StatusResult(
+        run=run,
+        cloud=ctx.session.cloud,
+        resource_group=group.name,
+        state=state,
+        intent=group.intent.value,
+        generation=group.generation,
+        created=group.created,
+        image=group.spec.image,
+        arguments=list(group.spec.arguments),
+        vm=vm_info(vm, address) if vm else None,
+        training=seen or last_known(group.progress),
+        note=note or _about(state, vm),
+    )
+
+
+def _training(ctx: Context, group: Group, vm: Vm | None) -> tuple[Training | None, str]:
+    """What the guest says now, and why it could not be asked."""
+    if vm is None or vm.power is not PowerState.RUNNING or not group.trained:
+        return None, ""
+    try:
+        with ctx.progress.step("asking the guest", usually="20 to 40 s on Azure"):
+            seen = training.of(training.observe(ctx, group))
+    except (GuestUnreachable, Refused) as error:
+        # The VM's power state stands all the same; what the guest says is only information.
+        return None, f"The guest could not be asked: {error.message}"
+    if seen.finished and group.intent is not Intent.FINISHED:
+        training.remember(ctx, group, seen)
+    return seen, ""
+
+
+def _about(state: str, vm: Vm | None) -> str:
+    if state == EVICTED and vm is not None:
+        return "Azure shows an eviction exactly as a deallocation by somebody else: it is one of the two."
+    return vm.failure if vm else ""

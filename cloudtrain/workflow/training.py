@@ -1,0 +1,231 @@
+"""What a workflow asks of the guest: begin training, save, tell where it stands, hand over a log.
+
+All reading goes through `observe`. What the guest says is only information: Azure's power state decides what a VM is.
+"""
+
+import codecs
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cloudtrain import guest
+from cloudtrain.azure import group as groups
+from cloudtrain.azure import names, run_command
+from cloudtrain.azure.group import Group, Intent, LastProgress
+from cloudtrain.azure.run_command import GuestUnreachable
+from cloudtrain.errors import CloudtrainError, Exit
+from cloudtrain.guest import GuestSettings, Observation, StartOutcome
+from cloudtrain.workflow.context import Context
+from cloudtrain.workflow.results import Training
+
+# A first start pulls an image of several GB and downloads the data set.
+START_SECONDS = 5400
+SAVE_SECONDS = 60
+Result = TypeVar("Result")
+# The installing script's exit codes.
+TRAINING_FAILED, TIME_WAS_UP = 5, 124
+
+
+class TrainingFailed(CloudtrainError):
+    def __init__(self, run: str, said: str) -> None:
+        super().__init__(
+            "TrainingFailed",
+            f"Training failed on the VM.\n{said}",
+            f"cloudtrain logs {run} --source container  shows all of it. The VM bills until  cloudtrain down {run}.",
+            Exit.TRAINING_FAILED,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """seen: how training was seen to be under way: 'progress', 'container' or 'finished'."""
+
+    seen: str
+    training: Training
+
+
+def begin(ctx: Context, group: Group) -> Outcome:
+    """Install the guest's files and settings, start training if it does not run, and wait until it is under way.
+
+    Raises TrainingFailed, GuestUnreachable, Refused."""
+    nonce = run_command.new_nonce()
+    with ctx.progress.step("training", usually="2 to 10 minutes on Azure") as step:
+        output = run_command.run(
+            ctx.session,
+            group,
+            ctx.clock,
+            name="cloudtrain-start",
+            script=guest.install_script(_settings(ctx, group), nonce, timeout=START_SECONDS),
+            timeout_seconds=START_SECONDS + 300,
+            on_output=lambda text: _show(step.update, text),
+        )
+        outcome = _started(group, output, nonce)
+    training = _of_start(outcome)
+    if training.finished:
+        training = of(observe(ctx, group))
+    remember(ctx, group, training)
+    return Outcome(outcome.seen, training)
+
+
+def save_and_stop(ctx: Context, group: Group) -> int | None:
+    """Ask the trainer to save and end; returns the step of its newest checkpoint, None where it is not known."""
+    nonce = run_command.new_nonce()
+    with ctx.progress.step("saving", usually="20 to 40 s on Azure"):
+        output = run_command.run(
+            ctx.session,
+            group,
+            ctx.clock,
+            name=f"cloudtrain-save-{nonce}",
+            script=guest.save_and_stop_script(nonce, wait_seconds=SAVE_SECONDS),
+            timeout_seconds=SAVE_SECONDS * 3,
+        )
+        stopped = _parsed(guest.parse_stop, output, nonce)
+    remember(ctx, group, of(observe(ctx, group)))
+    return stopped.saved_step
+
+
+def observe(
+    ctx: Context, group: Group, *, log: str | None = None, offset: int = 0, identity: str = "", events: int = -2048
+) -> Observation:
+    """One look at the guest. Raises GuestUnreachable, Refused (the VM is not running)."""
+    nonce = run_command.new_nonce()
+    output = run_command.run(
+        ctx.session,
+        group,
+        ctx.clock,
+        # A name of its own: a second run under the same name would kill the first, of another command perhaps.
+        name=f"cloudtrain-observe-{nonce}",
+        script=guest.observe_script(nonce, log=log, offset=offset, identity=identity, events_offset=events),
+    )
+    return _parsed(guest.parse_observation, output, nonce)
+
+
+def of(seen: Observation) -> Training:
+    """What an observation says of training, in the words of every result."""
+    progress, container = seen.progress, seen.container
+    return Training(
+        under_way=bool(container and container.running),
+        step=progress.step if progress else None,
+        total_steps=progress.total_steps if progress else None,
+        epoch=progress.epoch if progress else None,
+        epochs=progress.epochs if progress else None,
+        resumed_from_step=progress.resumed_from_step if progress else None,
+        resumes=progress.resumes if progress else None,
+        saved_step=progress.saved_step if progress else None,
+        finished=seen.finished,
+        failed=seen.failed is not None,
+        exit_code=container.exit_code if container else None,
+        metrics=progress.metrics if progress else {},
+        examples_per_second=progress.examples_per_second if progress else None,
+        eta_seconds=progress.eta_seconds if progress else None,
+        digest=progress.digest if progress else None,
+    )
+
+
+def remember(ctx: Context, group: Group, training: Training) -> None:
+    """Keep with the group what was seen: that its disk holds work, how far it was, and whether the run is finished."""
+    tags = {groups.TAG_TRAINED: "true"} | groups.progress_tags(_remembered(ctx, training))
+    if training.finished:
+        tags[groups.TAG_INTENT] = Intent.FINISHED.value
+    elif group.intent is Intent.FINISHED:
+        # Changed arguments made a finished run go on.
+        tags[groups.TAG_INTENT] = Intent.RUNNING.value
+    groups.set_tags(ctx.session, group, tags)
+
+
+class LogReader:
+    """Reads a log on from where it was read to, over rotations and restarts of the VM."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.total = 0  # bytes handed over so far
+        self._offset, self._identity = 0, ""
+        self._saw_end = False
+        self._text = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def read(self, ctx: Context, group: Group, emit: Callable[[str], None]) -> bool:
+        """Hand over all there is now; True once training has ended and everything was read."""
+        while True:
+            seen = observe(ctx, group, log=self.source, offset=self._offset, identity=self._identity)
+            chunk = seen.log
+            if chunk is not None:
+                self._offset, self._identity = chunk.next, chunk.identity
+                self.total += len(chunk.data)
+                emit(self._text.decode(chunk.data))
+            if chunk is None or not chunk.more:
+                break
+        # What was written between the look at the state and the look at the log is read once more.
+        ended, self._saw_end = self._saw_end, seen.finished or seen.failed is not None
+        return ended
+
+
+def _settings(ctx: Context, group: Group) -> GuestSettings:
+    spec = group.spec
+    ours = spec.image == ctx.session.defaults.trainer_image
+    return GuestSettings(
+        run=group.run,
+        generation=group.generation,
+        vm_name=names.vm(group.run, group.generation),
+        image=spec.image,
+        mount=spec.mount,
+        arguments=spec.arguments,
+        environment=(),
+        gpus=has_gpu(spec.size),
+        # Of our own trainer it is known, so that a slow start is waited for; any other image shows what it does.
+        writes_progress=True if ours else None,
+    )
+
+
+def has_gpu(size: str) -> bool:
+    """Azure's GPU families are those whose name begins with N: NC, ND, NG, NV."""
+    return size.removeprefix("Standard_").upper().startswith("N")
+
+
+def _show(update: Callable[[str], None], text: str) -> None:
+    for line in text.splitlines():
+        if line and not line.startswith("cloudtrain-"):
+            update(line)
+
+
+def _started(group: Group, output: str, nonce: str) -> StartOutcome:
+    outcome = _parsed(guest.parse_start, output, nonce)
+    if outcome.rc == 0:
+        return outcome
+    said = "\n".join(outcome.text[-25:])
+    if outcome.rc == TRAINING_FAILED:
+        raise TrainingFailed(group.run, said)
+    if outcome.rc == TIME_WAS_UP:
+        raise GuestUnreachable(f"Training did not get under way within {START_SECONDS / 60:.0f} minutes.\n{said}")
+    raise GuestUnreachable(f"Training could not be started on the VM.\n{said}")
+
+
+def _parsed(parse: Callable[[str, str], Result], output: str, nonce: str) -> Result:
+    try:
+        return parse(output, nonce)
+    except guest.IncompleteOutput as error:
+        raise GuestUnreachable(f"A command on the VM did not run to its end: {error}") from error
+
+
+def _of_start(outcome: StartOutcome) -> Training:
+    return Training(
+        under_way=outcome.seen != "finished",
+        finished=outcome.seen == "finished",
+        step=outcome.step,
+        total_steps=outcome.total_steps,
+        epoch=outcome.epoch,
+        epochs=outcome.epochs,
+        resumed_from_step=outcome.resumed_from_step,
+    )
+
+
+def _remembered(ctx: Context, training: Training) -> LastProgress:
+    return LastProgress(
+        at=ctx.clock.now().isoformat(timespec="seconds"),
+        step=training.step,
+        total=training.total_steps,
+        epoch=training.epoch,
+        saved=training.saved_step,
+        finished=training.finished,
+        failed=training.failed,
+        exit_code=training.exit_code,
+    )

@@ -1,0 +1,198 @@
+"""`up`: make what is missing, start what is stopped, and end when training is under way. Run again, it converges."""
+
+from typing import Any
+
+import msgspec
+
+from cloudtrain.azure import group as groups
+from cloudtrain.azure import images, network, sizes
+from cloudtrain.azure import vm as vms
+from cloudtrain.azure.group import Group, Intent
+from cloudtrain.azure.session import check_image
+from cloudtrain.azure.vm import PowerState, Vm
+from cloudtrain.errors import InvalidSpec, Refused
+from cloudtrain.spec import RunSpec
+from cloudtrain.workflow import power, training
+from cloudtrain.workflow.context import Context
+from cloudtrain.workflow.results import Training, VmInfo, vm_info
+from cloudtrain.workflow.state import state_of
+from cloudtrain.workflow.together import together
+
+# What cannot change on a run that has a VM; place, image and policy are for its whole life.
+FIXED = ("location", "vm_image", "eviction_policy", "ssh_public_key", "disk_gb")
+# What Azure changes only on a deallocated VM.
+WHILE_DEALLOCATED = ("size", "max_price")
+# What the next start of the trainer takes up.
+AT_NEXT_START = ("image", "mount", "arguments")
+
+
+class UpResult(msgspec.Struct, frozen=True):
+    """created: this command made the run. seen: how training was seen to be under way: 'progress' (its step moved),
+    'container' (an image that writes no progress: its container stayed up) or 'finished'."""
+
+    run: str
+    cloud: str
+    resource_group: str
+    state: str
+    created: bool
+    seen: str
+    vm: VmInfo
+    training: Training | None
+    notes: list[str]
+
+
+def current_spec(ctx: Context, run: str) -> RunSpec | None:
+    """What the run was asked to be, None where there is no such run: unsaid settings of a new `up` come from here."""
+    found = groups.find(ctx.session, run)
+    return found.spec if found and not found.deleting else None
+
+
+def up(ctx: Context, spec: RunSpec) -> UpResult:
+    """Raises InvalidSpec, Refused, TrainingFailed, GuestUnreachable. A run that gets no VM is removed again."""
+    check_image(ctx.session, spec.image)
+    group = _after_deletion(ctx, spec.run)
+    created = group is None
+    notes: list[str] = []
+    vm = vms.find(ctx.session, group) if group else None
+    if group is not None and vm is not None:
+        group, notes = _adopt(ctx, group, vm, spec)
+    if group is None or vm is None:
+        group = _create_group(ctx, spec, group)
+    was_off = vm is not None and vm.power is not PowerState.RUNNING
+    try:
+        group, vm = _ensure_running(ctx, group)
+    except Refused:
+        _undo(ctx, group)
+        raise
+    if was_off and notes:
+        # Booting has started the trainer as it was; the changed spec wants a trainer of its own.
+        training.save_and_stop(ctx, group)
+    outcome = training.begin(ctx, group)
+    group = groups.get(ctx.session, spec.run)
+    return UpResult(
+        run=spec.run,
+        cloud=ctx.session.cloud,
+        resource_group=group.name,
+        state=state_of(group, vm, outcome.training),
+        created=created,
+        seen=outcome.seen,
+        vm=vm_info(vm, network.public_ip(ctx.session, group)),
+        training=outcome.training,
+        notes=notes,
+    )
+
+
+def _after_deletion(ctx: Context, run: str) -> Group | None:
+    """The run's group; one that is being deleted is waited for."""
+    group = groups.find(ctx.session, run)
+    if group is None or not group.deleting:
+        return group
+    with ctx.progress.step("waiting for the earlier run of that name to be deleted", usually="a few minutes on Azure"):
+        while groups.find(ctx.session, run) is not None:
+            ctx.clock.sleep(ctx.session.capabilities.poll_seconds)
+    return None
+
+
+def _create_group(ctx: Context, spec: RunSpec, existing: Group | None) -> Group:
+    with ctx.progress.step(f"checking size and image in {spec.location}"):
+        together(
+            lambda: sizes.check_spot_capable(ctx.session, spec),
+            lambda: images.plan(ctx.session, spec.location, spec.vm_image),
+        )
+    if existing is not None and existing.location != spec.location:
+        raise _refuse_changes(spec.run, [f"location: '{existing.location}' -> '{spec.location}'"])
+    with ctx.progress.step("resource group"):
+        return groups.create(ctx.session, spec, ctx.clock.now().isoformat(timespec="seconds"))
+
+
+def _adopt(ctx: Context, group: Group, vm: Vm, wanted: RunSpec) -> tuple[Group, list[str]]:
+    """Take up what changed of an existing run's spec; returns what was taken up, in words. Raises InvalidSpec."""
+    changes = _changes(group.spec, wanted)
+    fixed = [text for key, text in changes.items() if key in FIXED]
+    if fixed:
+        raise _refuse_changes(group.run, fixed)
+    on_vm = {key: text for key, text in changes.items() if key in WHILE_DEALLOCATED}
+    if on_vm and vm.power is not PowerState.DEALLOCATED:
+        raise InvalidSpec(
+            f"The VM of run '{group.run}' has to be deallocated before this can change: {', '.join(on_vm.values())}.",
+            f"cloudtrain stop {group.run}  saves and deallocates; then run up again.",
+            code="SpecChanged",
+        )
+    if not changes:
+        return group, []
+    if on_vm:
+        sizes.check_spot_capable(ctx.session, wanted)
+        _change_vm(ctx, group, wanted)
+    groups.set_spec(ctx.session, group, wanted)
+    applies = " (applies at the next start: cloudtrain restart)" if vm.power is PowerState.RUNNING else ""
+    notes = [text + applies for text in changes.values()]
+    for note in notes:
+        ctx.progress.note(note)
+    return groups.get(ctx.session, group.run), notes
+
+
+def _changes(old: RunSpec, new: RunSpec) -> dict[str, str]:
+    """Key -> "key: 'old' -> 'new'" for every key that differs."""
+    before, after = msgspec.to_builtins(old), msgspec.to_builtins(new)
+    return {key: f"{key}: {before[key]!r} -> {after[key]!r}" for key in before if before[key] != after[key]}
+
+
+def _refuse_changes(run: str, texts: list[str]) -> InvalidSpec:
+    return InvalidSpec(
+        f"Run '{run}' exists, and this cannot change on it: {', '.join(texts)}.",
+        f"cloudtrain down {run}  removes it; or choose another name for a run of its own.",
+        code="SpecChanged",
+    )
+
+
+def _change_vm(ctx: Context, group: Group, wanted: RunSpec) -> None:
+    changed: dict[str, Any] = {}
+    if wanted.size != group.spec.size:
+        changed["hardwareProfile"] = {"vmSize": wanted.size}
+    if wanted.max_price != group.spec.max_price:
+        changed["billingProfile"] = {"maxPrice": wanted.max_price}
+    with ctx.progress.step("changing the VM"):
+        vms.update(ctx.session, group, changed)
+
+
+def _ensure_running(ctx: Context, group: Group) -> tuple[Group, Vm]:
+    vm = power.settled(ctx, group)
+    if vm is not None and vm.gone_wrong and not group.trained:
+        # A VM that Azure failed to make stays as a resource; nothing of the user's is on its disk.
+        with ctx.progress.step("removing the VM that could not be made"):
+            vms.delete(ctx.session, group, ctx.clock)
+        vm = None
+    if vm is None:
+        return group, _create_vm(ctx, group)
+    if group.intent is Intent.STOPPED:
+        groups.set_intent(ctx.session, group, Intent.RUNNING)
+    if vm.power is not PowerState.RUNNING:
+        vm = power.start(ctx, group)
+    return groups.get(ctx.session, group.run), vm
+
+
+def _create_vm(ctx: Context, group: Group) -> Vm:
+    def make_vnet() -> str:
+        with ctx.progress.step("virtual network", usually="about 10 s on Azure"):
+            return network.create_vnet(ctx.session, group)
+
+    def make_nsg() -> str:
+        with ctx.progress.step("network security group (no inbound rule)", usually="about 5 s on Azure"):
+            return network.create_nsg(ctx.session, group)
+
+    subnet_id, nsg_id = together(make_vnet, make_nsg)
+    with ctx.progress.step(f"Spot VM {group.spec.size} in {group.location}", usually="1 to 3 minutes on Azure"):
+        return vms.create(ctx.session, group, subnet_id=subnet_id, nsg_id=nsg_id)
+
+
+def _undo(ctx: Context, group: Group) -> None:
+    """Azure refused the VM: a group that never trained holds nothing of the user's, and would only be in the way."""
+    if group.trained:
+        return
+    vm = vms.find(ctx.session, group)
+    if vm is not None and not vm.gone_wrong:
+        return
+    with ctx.progress.step("removing what was made"):
+        poller = groups.begin_delete(ctx.session, group)
+        if poller is not None:
+            poller.result()

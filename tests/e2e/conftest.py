@@ -1,0 +1,89 @@
+"""A command line with a home of its own, and a check that nothing of it outlives the test."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def envelope(self) -> dict[str, Any]:
+        return json.loads(self.out)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        assert self.code == 0, f"exit {self.code}\n{self.out}\n{self.err}"
+        return self.envelope["data"]
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """`cloudtrain` as a user runs it: a process of its own, in a directory and with a home of its own."""
+
+    home: Path
+    directory: Path
+
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"CLOUDTRAIN_HOME": str(self.home), "PYTHONPATH": str(REPOSITORY)}
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cloudtrain", *arguments],
+            cwd=self.directory,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *arguments: str, timeout: float = 300) -> Outcome:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=timeout)
+        return Outcome(process.returncode, out, err)
+
+    def processes(self) -> list[psutil.Process]:
+        """Whatever still runs with this home in its environment or command line, the VMs' processes included."""
+        return [process for process in psutil.process_iter() if self._is_ours(process)]
+
+    def trainers(self) -> list[psutil.Process]:
+        """The trainers in this home's VMs."""
+        found = {child for process in self.processes() for child in process.children(recursive=True)}
+        return [process for process in found if process.cmdline()[1:3] == ["-m", "trainer"]]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            if process.pid == os.getpid():
+                return False
+            words = [*process.cmdline(), *process.environ().values(), process.cwd()]
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            return False
+        return any(str(self.home) in word for word in words)
+
+
+@pytest.fixture
+def cloudtrain(tmp_path: Path) -> Iterator[CommandLine]:
+    directory = tmp_path / "project"
+    directory.mkdir()
+    line = CommandLine(home=tmp_path / "home", directory=directory)
+    yield line
+    line("emulator", "reset", "--yes")
+    left = line.processes()
+    for process in left:
+        process.kill()
+    assert not left, f"processes outlived the run: {[process.cmdline() for process in left]}"
