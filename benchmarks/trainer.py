@@ -92,9 +92,7 @@ def main() -> None:
         PARTS[options.part[0]](*options.part[1:])
         return
     with tempfile.TemporaryDirectory(prefix="trainer-benchmark-") as root:
-        figures = measure(
-            Bench(Path(root), 96, 2, 3, 30.0) if options.quick else Bench(Path(root), 300, 3, 5, 90.0)
-        )
+        figures = measure(Bench(Path(root), 96, 2, 3, 30.0) if options.quick else Bench(Path(root), 300, 3, 5, 90.0))
     if options.json:
         print(json.dumps(figures))
         return

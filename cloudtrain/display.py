@@ -31,7 +31,8 @@ _LONGEST_OPEN = 4096
 
 def clean(text: str) -> str:
     """`text` without what steers a terminal: escape sequences, control characters but newline and tab."""
-    text = _ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    # Line ends first: an escape sequence between \r and \n keeps them two.
+    text = _ESCAPES.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     return "".join(char for char in text if char in "\n\t" or not _steers(char))
 
 

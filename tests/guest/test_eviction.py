@@ -19,7 +19,7 @@ def test_a_notice_lets_the_trainer_save_before_azure_is_told(vm: Vm) -> None:
     trainers_at_acknowledgement: list[int] = []
     vm.imds.on_acknowledge = lambda _: trainers_at_acknowledgement.append(len(vm.trainers()))
     vm.imds.preempt(seconds=20)
-    eventually(lambda: vm.imds.acknowledged, "the acknowledgement")
+    eventually(lambda: vm.imds.acknowledged and vm.events("acknowledged"), "the acknowledgement")
     assert vm.imds.acknowledged == ["E-1"] and trainers_at_acknowledgement == [0]
     happened = order(vm)
     assert [each for each in happened if each in ("notice", "term", "saved", "gone", "acknowledged")] == [

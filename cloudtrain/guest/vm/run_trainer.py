@@ -23,6 +23,8 @@ import trainer_output  # type: ignore[import-not-found]
 
 SAVED = 75  # the trainer saved when it was told to end: start me again
 KILLED = (137, 143)  # SIGKILL, SIGTERM
+# Refused arguments (argparse's code, and a shell's for misuse); a command that cannot be run, or is not in the image.
+HOPELESS = (2, 126, 127)
 STOP_SECONDS = 60  # that the engine gives a container to save, on its way down
 TICK_SECONDS = 0.25
 POWER_CUT = (137, 143, 255)  # how a container is found after the VM, or the engine, was cut off
@@ -385,6 +387,8 @@ def deal_with_end(ended: Any, wanted: dict[str, Any], session: Session) -> bool:
     if name == "finished":
         conclude("finished", session.state, spec=ended.spec, step=guest.step_of(guest.progress()))
         return bool(ended.spec == guest.spec_of(wanted))
+    if name == "failed" and ended.exit_code in HOPELESS:
+        raise Failed(f"the trainer ended with exit code {ended.exit_code}, which another attempt would not change")
     if name == "failed":
         memory = ", out of memory" if ended.out_of_memory else ""
         session.try_again(f"the trainer ended with exit code {ended.exit_code}{memory}")
