@@ -59,7 +59,7 @@ def status(ctx: Context, run: str) -> StatusResult:
 
 def _training(ctx: Context, group: Group, vm: Vm | None) -> tuple[Training | None, str]:
     """What the guest says now, and why it could not be asked."""
-    if vm is None or vm.power is not PowerState.RUNNING or not group.trained:
+    if vm is None or vm.power is not PowerState.RUNNING:
         return None, ""
     try:
         with ctx.progress.step("asking the guest", usually="20 to 40 s on Azure"):
