@@ -69,8 +69,10 @@ def _train(options: Options, stop: StopRequest) -> int:
     _prepare_environment(options)
     import tensorflow  # noqa: F401  (the slow import; what follows uses it)
 
-    imported.set()
     from trainer import session
+
+    # Only now: while tensorflow_datasets is imported, it replaces `import` for every thread.
+    imported.set()
 
     # 3. The network, restored.
     dataset = loading.result()
