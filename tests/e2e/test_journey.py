@@ -16,7 +16,7 @@ from .conftest import REPOSITORY, CommandLine
 pytest.importorskip("tensorflow", reason="the trainer is the extra 'trainer'")
 
 # Small enough for a test, long enough to be evicted six times.
-SMALL_JOB = ("--image-size", "64", "--batch-size", "16", "--epochs", "14", "--seed", "7")
+SMALL_JOB = ("--image-size", "64", "--batch-size", "16", "--epochs", "9", "--seed", "7")
 
 
 @pytest.fixture(scope="session")
