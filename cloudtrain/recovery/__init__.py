@@ -1,0 +1,37 @@
+"""How a run gets going again without a person: pure deciders, observation in, action out.
+
+Nothing here does I/O, reads a clock or draws a random number: the time and the jitter are part of what was observed.
+"""
+
+from cloudtrain.recovery.decide import PAUSES, after_refusal, decide, seen
+from cloudtrain.recovery.observed import (
+    RESTARTING,
+    Action,
+    Blocks,
+    Do,
+    Guest,
+    Limits,
+    Memory,
+    Observation,
+    Place,
+    Power,
+    Want,
+)
+
+__all__ = [
+    "PAUSES",
+    "RESTARTING",
+    "Action",
+    "Blocks",
+    "Do",
+    "Guest",
+    "Limits",
+    "Memory",
+    "Observation",
+    "Place",
+    "Power",
+    "Want",
+    "after_refusal",
+    "decide",
+    "seen",
+]
