@@ -124,7 +124,7 @@ def test_a_wanted_vm_that_azure_deallocated_is_started_or_waited_for(look: Obser
 def test_after_a_refusal_there_is_always_a_next_try_and_never_an_endless_round(
     look: Observation, blocks: Blocks
 ) -> None:
-    """Azure refuses everything: between two pauses each place is tried at most once, and pauses never end the search."""
+    """Azure refuses everything: between two pauses each place is tried at most once, and the search never ends."""
     look = changed(
         look,
         want=Want.RUNNING,
