@@ -94,14 +94,20 @@ def test_killed_at_any_moment_of_saving_the_newest_checkpoint_loads(tmp_path: Pa
     chance = random.Random(0)
     torn = 0
     for _ in range(40):
+        reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
             for step in range(1, 10_000):
                 save(tmp_path, step, size=100_000)
+                if step == 1:
+                    os.write(writing, b"saved")
                 if step > 2:
                     (tmp_path / checkpoint.file_name(step - 2)).unlink(missing_ok=True)
             os._exit(0)
-        time.sleep(chance.uniform(0.02, 0.06))
+        os.close(writing)
+        assert os.read(reading, 5) == b"saved"
+        os.close(reading)
+        time.sleep(chance.uniform(0.0, 0.04))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         torn += any(path.name.endswith(".tmp") for path in tmp_path.iterdir())
