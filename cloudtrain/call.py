@@ -337,7 +337,7 @@ def _told(call: Call, outcome: Outcome | int) -> int:
         return outcome
     from cloudtrain import render
 
-    errors = [outcome.error] if outcome.error else []
+    errors = outcome.error.each if outcome.error else []
     if call.as_json:
         write(render.envelope(call.command, call.run, outcome.data, errors) + "\n")
     else:

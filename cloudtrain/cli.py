@@ -13,9 +13,9 @@ from cloudtrain.call import PLACE, RUN, SPEAKING, Call, Outcome, run, usage, ver
 from cloudtrain.errors import CloudtrainError, Exit
 
 if TYPE_CHECKING:
-    from cloudtrain.config import Target
     from cloudtrain.spec import RunSpec, Settings
     from cloudtrain.workflow.context import Context
+    from cloudtrain.workflow.plan import Plan
 
 app = typer.Typer(
     add_completion=True,
@@ -45,25 +45,33 @@ def root(
     """
 
 
+# What `up` and `doctor` take alike.
+Location = Annotated[str | None, typer.Option(help="Azure region.  [eastus]", show_default=False)]
+Size = Annotated[str | None, typer.Option(help="VM size.  [Standard_D2s_v3]", show_default=False)]
+VmImage = Annotated[
+    str | None, typer.Option(metavar="NAME|URN", help="nvidia, ubuntu-hpc, or a URN.  [nvidia]", show_default=False)
+]
+MaxPrice = Annotated[
+    str | None,
+    typer.Option(metavar="USD", help="Most to pay an hour; -1: the on-demand price.  [-1]", show_default=False),
+]
+Image = Annotated[str | None, typer.Option(metavar="REFERENCE", help="The trainer's Docker image.", show_default=False)]
+AcceptTerms = Annotated[
+    bool, typer.Option("--accept-terms", help="Accept the VM image's terms; shows where to read them.")
+]
+
+
 @verb(app, RUN, PLACE, SPEAKING)
 def up(
     call: Call,
-    location: Annotated[str | None, typer.Option(help="Azure region.  [eastus]", show_default=False)] = None,
-    size: Annotated[str | None, typer.Option(help="VM size.  [Standard_D2s_v3]", show_default=False)] = None,
-    vm_image: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|URN", help="nvidia, ubuntu-hpc, or a URN.  [nvidia]", show_default=False),
-    ] = None,
-    max_price: Annotated[
-        str | None,
-        typer.Option(metavar="USD", help="Most to pay an hour; -1: the on-demand price.  [-1]", show_default=False),
-    ] = None,
+    location: Location = None,
+    size: Size = None,
+    vm_image: VmImage = None,
+    max_price: MaxPrice = None,
     eviction_policy: Annotated[
         str | None, typer.Option(help="Deallocate; Delete would take the checkpoints.", show_default=False)
     ] = None,
-    image: Annotated[
-        str | None, typer.Option(metavar="REFERENCE", help="The trainer's Docker image.", show_default=False)
-    ] = None,
+    image: Image = None,
     mount: Annotated[
         str | None,
         typer.Option(help="Where the container keeps checkpoints.  [/app/Saved_Model]", show_default=False),
@@ -75,6 +83,9 @@ def up(
     disk_gb: Annotated[
         str | None, typer.Option(metavar="GIB", help="Size of the VM's disk.  [64]", show_default=False)
     ] = None,
+    accept_terms: AcceptTerms = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made and its price; stop.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before what costs money.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until training has ended.")] = False,
 ) -> Outcome:
     """Make the run and start training.
@@ -84,6 +95,8 @@ def up(
     Arguments after -- go to the trainer: cloudtrain up horses -- --epochs 10
     """
     from cloudtrain import config, render, runs
+    from cloudtrain.checks import errors_of
+    from cloudtrain.errors import all_of
     from cloudtrain.spec import number
     from cloudtrain.workflow import up as workflow
 
@@ -108,10 +121,15 @@ def up(
     notes = config.name_note(settings.run, bool(call.run or "run" in table), directory)
     target = call.aim(config.target_for_up(settings, runs.clouds_of(call.home, settings.run), notes))
     with call.opened(target) as ctx:
+        if dry_run:
+            existing = workflow.current_spec(ctx, settings.run)
+            plan, checks = workflow.dry_run(ctx, _spec_without_key(ctx, settings, existing))
+            return call.done(plan, render.plan, all_of(errors_of(checks)))
         spec = _spec(call, ctx, settings)
-        ctx.progress.note(_where(spec, target))
+        ctx.progress.note(_where(spec, ctx.session.capabilities.bills))
         with _remembered(call, ctx, spec):
-            result = workflow.up(ctx, spec)
+            approve = None if yes or not _somebody_is_here() else _ask_for(ctx.progress)
+            result = workflow.up(ctx, spec, accept_terms=accept_terms, approve=approve)
         if follow:
             return _follow(call, ctx, result)
     return call.done(result, render.up)
@@ -128,9 +146,31 @@ def _spec(call: Call, ctx: "Context", settings: "Settings") -> "RunSpec":
     return spec.resolve(settings, ctx.session.defaults, public_key, existing)
 
 
-def _where(spec: "RunSpec", target: "Target") -> str:
+def _spec_without_key(ctx: "Context", settings: "Settings", existing: "RunSpec | None") -> "RunSpec":
+    """As `_spec`, but makes nothing: no key pair, and no image needs a name."""
+    from cloudtrain import spec
+
+    public_key = existing.ssh_public_key if existing else ""
+    return spec.complete(settings, ctx.session.defaults, public_key, existing)
+
+
+def _ask_for(display: Any) -> Callable[["Plan"], None]:
+    """Shows a plan and asks once. Raises CloudtrainError where the answer is not yes."""
+    from cloudtrain import render
+
+    def ask(plan: "Plan") -> None:
+        with display.out_of_the_way():
+            lines = render.plan(render.cleaned(plan), render.paint_for(sys.stderr))
+            print("\n".join(lines), file=sys.stderr)
+            if not _answered_yes("Make it?"):
+                raise CloudtrainError("NotConfirmed", "Nothing was made.")
+
+    return ask
+
+
+def _where(spec: "RunSpec", bills: bool) -> str:
     """The first line of `up`: whether this costs money."""
-    if target.cloud == "azure":
+    if bills:
         return f"On Azure: the VM is billed from its start to cloudtrain stop {spec.run} or cloudtrain down {spec.run}."
     data_set = _data_set(spec.arguments)
     return (
@@ -216,6 +256,54 @@ def _log_stream(call: Call, display: Any) -> Iterator[Callable[[str], None]]:
         yield stream
     finally:
         stream.end()
+
+
+@verb(app, RUN, PLACE, SPEAKING)
+def doctor(
+    call: Call,
+    location: Location = None,
+    size: Size = None,
+    vm_image: VmImage = None,
+    max_price: MaxPrice = None,
+    image: Image = None,
+    register: Annotated[
+        bool, typer.Option("--register", help="Register the subscription for what a run needs; free.")
+    ] = False,
+    accept_terms: AcceptTerms = False,
+) -> Outcome:
+    """Check login, quota, size, terms, price; change nothing.
+
+    The same checks that up makes first, each with its fix. Ends with the exit code of the first that failed.
+    """
+    from cloudtrain import config, render
+    from cloudtrain.spec import number
+    from cloudtrain.workflow import doctor as workflow
+
+    flags = {
+        "run": call.run,
+        "cloud": call.cloud,
+        "subscription": call.subscription,
+        "location": location,
+        "size": size,
+        "vm_image": vm_image,
+        "max_price": None if max_price is None else number(max_price),
+        "image": image,
+    }
+    directory = Path.cwd()
+    settings = config.settings_for_up(config.read(directory), flags, directory)
+    target = call.find_target()
+    try:
+        with call.opened(target) as ctx:
+            result, error = workflow.doctor(
+                ctx,
+                target.run,
+                lambda existing: _spec_without_key(ctx, settings, existing),
+                register=register,
+                accept_terms=accept_terms,
+            )
+    except CloudtrainError as failure:
+        result, error = workflow.without_session(target.run, target.cloud, failure)
+    return call.done(result, render.doctor, error)
 
 
 @verb(app, RUN, PLACE, SPEAKING)
@@ -414,12 +502,21 @@ def _emulator_at_any_rate(home: Path) -> Any:
     return embedded_azure(home, SystemClock())
 
 
+def _somebody_is_here() -> bool:
+    """Whether a question can be asked and answered."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _answered_yes(question: str) -> bool:
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def _confirm(warning: str) -> None:
     """Ask on a terminal; elsewhere nobody can answer."""
-    if not sys.stdin.isatty() or not sys.stderr.isatty():
+    if not _somebody_is_here():
         raise usage(f"{warning} Nobody is here to confirm it: add --yes.", "emulator reset")
-    print(f"{warning} Go on? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    if not _answered_yes(f"{warning} Go on?"):
         raise CloudtrainError("NotConfirmed", "Nothing was removed.")
 
 

@@ -1,5 +1,6 @@
 """What can go wrong, in the user's words. Every error says what happened, why, and what to run next."""
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 
@@ -31,6 +32,31 @@ class CloudtrainError(Exception):
         self.message = message
         self.hint = hint
         self.exit_code = exit_code
+
+    @property
+    def each(self) -> Sequence["CloudtrainError"]:
+        """The errors to tell: this one."""
+        return (self,)
+
+
+class Several(CloudtrainError):
+    """More than one thing is wrong. The exit code is the first one's."""
+
+    def __init__(self, errors: Sequence[CloudtrainError]) -> None:
+        first = errors[0]
+        super().__init__(first.code, " ".join(error.message for error in errors), first.hint, first.exit_code)
+        self._errors = tuple(errors)
+
+    @property
+    def each(self) -> Sequence[CloudtrainError]:
+        return self._errors
+
+
+def all_of(errors: Sequence[CloudtrainError]) -> CloudtrainError | None:
+    """One error for all of them; None where there is none."""
+    if len(errors) > 1:
+        return Several(errors)
+    return errors[0] if errors else None
 
 
 class InvalidSpec(CloudtrainError):

@@ -11,8 +11,10 @@ from cloudtrain.errors import CloudtrainError
 if TYPE_CHECKING:
     from typing import TextIO
 
+    from cloudtrain.workflow.doctor import DoctorResult
     from cloudtrain.workflow.down import DownResult
     from cloudtrain.workflow.list_runs import ListResult
+    from cloudtrain.workflow.plan import Plan
     from cloudtrain.workflow.restart import RestartResult
     from cloudtrain.workflow.results import Training, VmInfo
     from cloudtrain.workflow.simulate_eviction import EvictionResult
@@ -102,6 +104,95 @@ def up(result: "UpResult", paint: Paint) -> list[str]:
         (f"cloudtrain simulate-eviction {run}", "take the VM away, see it resume"),
         (f"cloudtrain down {run}", "remove every trace"),
     )
+
+
+_CHECK_STYLES = {"passed": "green", "failed": "red", "unknown": "yellow"}
+_KINDS = {
+    "Microsoft.Resources/resourceGroups": "resource group",
+    "Microsoft.Network/networkSecurityGroups": "network security group",
+    "Microsoft.Network/virtualNetworks": "virtual network",
+    "Microsoft.Compute/virtualMachines": "Spot VM",
+    "Microsoft.Network/networkInterfaces": "network interface",
+    "Microsoft.Network/publicIPAddresses": "public address",
+    "Microsoft.Compute/disks": "disk",
+    "Microsoft.Compute/virtualMachines/runCommands": "RunCommand",
+    "Microsoft.Network/networkWatchers": "network watcher",
+}
+
+
+def plan(result: "Plan", paint: Paint) -> list[str]:
+    lines = [f"{paint(result.run, 'bold')}: {_planned(result)}"]
+    trainer = " ".join([result.image or "none named", *(_quoted(argument) for argument in result.arguments)])
+    rows = [
+        ("size", f"{result.hardware}; {result.eviction_policy} when evicted"),
+        ("place", f"{result.location}, subscription {result.subscription}"),
+        ("VM image", result.vm_image),
+        ("trainer", trainer),
+        *_price_rows(result),
+    ]
+    lines += _labelled(rows, paint)
+    lines += [f"  would change: {change}" for change in result.changes]
+    if result.registers:
+        lines.append(f"The subscription would be registered for {', '.join(result.registers)}.")
+    missing = [one for one in result.resources if not one.exists and not one.by_azure]
+    if result.action == "create":
+        lines.append("It would make:")
+        lines += _labelled([(_KINDS[one.type], one.name) for one in missing], paint)
+    lines += [
+        f"Azure makes {one.name} by itself, free of charge, for the first network in a region."
+        for one in result.resources
+        if one.by_azure and not one.exists
+    ]
+    lines += [
+        f"{paint('unknown', 'yellow')} {check.name}: {check.detail}"
+        for check in result.checks
+        if check.state == "unknown"
+    ]
+    return lines
+
+
+def _planned(result: "Plan") -> str:
+    what = {"create": "a new VM", "start": "its VM would be started", "none": "its VM runs already"}[result.action]
+    return what if result.bills else f"{what}; a rehearsal, nothing is billed"
+
+
+def _price_rows(result: "Plan") -> list[Row]:
+    price = result.price
+    asked = f"{price.source}, asked {_when(price.at)}" if price.at else f"{price.source} did not answer"
+    since = f"; Spot price since {price.spot_since[:10]}" if price.spot_since else ""
+    a_day = "unknown" if price.most_a_day is None else f"at most {price.most_a_day:.2f} USD for the VM"
+    if price.most_an_hour is not None:
+        a_day += f" (24 h at {price.most_an_hour:g})"
+    if price.spot is not None:
+        a_day += f"; {24 * price.spot:.2f} USD at today's Spot price"
+    rows = [
+        ("Spot price", _dollars(price.spot)),
+        ("on demand", _dollars(price.on_demand)),
+        ("source", asked + since),
+        ("a day", a_day),
+    ]
+    if result.bills:
+        beside = f"{result.disk_gb} GiB of Standard SSD and a public address, until down; traffic out of Azure"
+        rows.append(("besides", f"{beside}: at prices of their own"))
+    return rows
+
+
+def _dollars(price: float | None) -> str:
+    return "unknown" if price is None else f"{price:g} USD an hour"
+
+
+def doctor(result: "DoctorResult", paint: Paint) -> list[str]:
+    width = max(len(check.name) for check in result.checks)
+    lines = []
+    for check in result.checks:
+        state = paint(check.state.ljust(7), _CHECK_STYLES[check.state])
+        lines.append(f"{state}  {check.name.ljust(width)}  {' '.join(check.detail.split())}")
+        if check.fix:
+            lines.append(f"{' ' * (width + 11)}{paint('fix:', 'cyan')} {check.fix}")
+    if all(check.state != "failed" for check in result.checks):
+        place = " --cloud azure" if result.cloud == "azure" else ""
+        lines += _next(paint, (f"cloudtrain up {result.run}{place}", "makes the run"))
+    return lines
 
 
 def status(result: "StatusResult", paint: Paint) -> list[str]:

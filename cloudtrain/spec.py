@@ -366,20 +366,30 @@ def resolve(settings: Settings, defaults: Defaults, public_key: str, existing: R
     public_key: the OpenSSH line that the VM lets in. Raises InvalidSpec where a value is needed and
     nobody gave it, and where the whole is larger than Azure's tags can keep.
     """
+    spec = complete(settings, defaults, public_key, existing)
+    check_image_named(spec)
+    _check_size(spec)
+    return spec
+
+
+def complete(settings: Settings, defaults: Defaults, public_key: str, existing: RunSpec | None = None) -> RunSpec:
+    """As `resolve`, but what is missing stays empty."""
     base = existing or _from_defaults(settings.run, defaults)
     if settings.trainer_args is None:
         arguments = base.arguments
     else:
         arguments = merge_arguments(defaults.arguments, settings.trainer_args)
     said = {key: getattr(settings, key) for key in _KEPT if getattr(settings, key) is not None}
-    spec = msgspec.structs.replace(base, **said, arguments=arguments, ssh_public_key=settings.ssh_key or public_key)
+    return msgspec.structs.replace(base, **said, arguments=arguments, ssh_public_key=settings.ssh_key or public_key)
+
+
+def check_image_named(spec: RunSpec) -> None:
+    """Raises InvalidSpec."""
     if not spec.image:
         raise InvalidSpec(
             "No trainer image was named, and this cloud has none of its own.",
             "Name a published one: --image REFERENCE, or image = ... in cloudtrain.toml.",
         )
-    _check_size(spec)
-    return spec
 
 
 # Settings that a spec keeps under the same name.

@@ -18,6 +18,7 @@ from cloudtrain.errors import CloudtrainError, Exit, InvalidSpec, Refused
 EMBEDDED, AZURE = "embedded", "azure"
 REHEARSAL_IMAGE = "cloudtrain-trainer"
 ARM_SCOPE = "https://management.azure.com/.default"
+PRICES_URL = "https://prices.azure.com"
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,19 @@ class Defaults:
 @dataclass(frozen=True)
 class Capabilities:
     """What a workflow may ask for. notice: the warning before an eviction can be chosen. published_images: a VM can
-    pull any image. poll_seconds: how often to look at a thing that changes by itself (Azure allows about 36 reads of
-    a VM in 3 minutes)."""
+    pull any image. bills: what is made costs money. poll_seconds: how often to look at a thing that changes by itself
+    (Azure allows about 36 reads of a VM in 3 minutes)."""
 
     notice: bool
     published_images: bool
+    bills: bool
     poll_seconds: float
 
 
 class Session(AbstractContextManager["Session"]):
-    """Clients for one subscription of one cloud. Clients are made on first use: their imports cost up to 0.6 s each."""
+    """Clients for one subscription of one cloud. Clients are made on first use: their imports cost up to 0.6 s each.
+
+    login: which credential was used. price_list: whose prices `prices` answers."""
 
     def __init__(
         self,
@@ -55,6 +59,8 @@ class Session(AbstractContextManager["Session"]):
         name: str,
         subscription_id: str,
         credential: Any,
+        login: str,
+        price_list: str,
         client_options: dict[str, Any],
         defaults: Defaults,
         capabilities: Capabilities,
@@ -66,8 +72,10 @@ class Session(AbstractContextManager["Session"]):
         self.subscription_id = subscription_id
         self.defaults = defaults
         self.capabilities = capabilities
+        self.login = login
+        self.price_list = price_list
         self._credential = credential
-        self._options = client_options
+        self._options = client_options | {"per_retry_policies": _own_policies()}
         self._set_notice = set_notice
         self._close = close
 
@@ -88,6 +96,19 @@ class Session(AbstractContextManager["Session"]):
         from azure.mgmt.resource.resources import ResourceManagementClient
 
         return ResourceManagementClient(self._credential, self.subscription_id, **self._options)
+
+    @cached_property
+    def marketplace(self) -> Any:
+        from azure.mgmt.marketplaceordering import MarketplaceOrderingAgreements
+
+        return MarketplaceOrderingAgreements(self._credential, self.subscription_id, **self._options)
+
+    @cached_property
+    def prices(self) -> Any:
+        """The public price list: no login, and one try more at most, for nothing depends on it."""
+        from azure.core import PipelineClient
+
+        return PipelineClient(PRICES_URL, transport=self._options["transport"], retry_total=1)
 
     def set_notice(self, vm_id: str, seconds: float) -> None:
         """How long before its next eviction the VM is warned."""
@@ -167,6 +188,8 @@ def _embedded(home: Path, clock: Clock) -> Session:
         name="the embedded Azure",
         subscription_id=emulator.subscription_id,
         credential=_EmbeddedCredential(emulator.token),
+        login="the embedded Azure's own token",
+        price_list="the embedded Azure's own list, which is not what Azure asks",
         # The emulator says with retry-after-ms when to ask again.
         client_options={
             "transport": ClockedTransport(clock, session=http, session_owner=False),
@@ -174,7 +197,7 @@ def _embedded(home: Path, clock: Clock) -> Session:
             "retry_total": 0,
         },
         defaults=Defaults(trainer_image=REHEARSAL_IMAGE, arguments=REHEARSAL_ARGUMENTS),
-        capabilities=Capabilities(notice=True, published_images=False, poll_seconds=0.2),
+        capabilities=Capabilities(notice=True, published_images=False, bills=False, poll_seconds=0.2),
         set_notice=emulator.set_notice,
         close=emulator.close,
     )
@@ -212,11 +235,25 @@ def _azure(clock: Clock, subscription: str | None) -> Session:
         name="Azure",
         subscription_id=subscription or _only_subscription(credential, options),
         credential=credential,
+        login=_login_of(credential),
+        price_list="Azure Retail Prices API",
         client_options=options,
         defaults=Defaults(),
-        capabilities=Capabilities(notice=False, published_images=True, poll_seconds=10.0),
+        capabilities=Capabilities(notice=False, published_images=True, bills=True, poll_seconds=10.0),
         close=credential.close,
     )
+
+
+def _own_policies() -> list[Any]:
+    from cloudtrain.azure.policies import NoRegistration
+
+    return [NoRegistration()]
+
+
+def _login_of(credential: Any) -> str:
+    """Which of DefaultAzureCredential's it was: azure-identity 1.27 tells that to its log and keeps it here."""
+    used = getattr(credential, "_successful_credential", None)
+    return type(used).__name__ if used is not None else type(credential).__name__
 
 
 def _only_subscription(credential: Any, options: dict[str, Any]) -> str:

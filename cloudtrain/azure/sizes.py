@@ -1,43 +1,74 @@
-"""What a region sells: asked before anything is made."""
+"""What a region sells, and how much of it this subscription may have as Spot."""
+
+from dataclasses import dataclass
+from typing import Any
 
 from cloudtrain.azure.errors import translated
 from cloudtrain.azure.session import Session
-from cloudtrain.errors import Refused
-from cloudtrain.spec import RunSpec
+from cloudtrain.azure.words import word
+
+SPOT_QUOTA = "lowPriorityCores"
 
 
-def check_spot_capable(session: Session, spec: RunSpec) -> None:
-    """Raises Refused where the size is not sold in the location, or not as Spot. Decided from Azure's resource SKUs."""
+@dataclass(frozen=True)
+class Size:
+    """One VM size in one region. closed: why the region does not sell it to this subscription (Azure's reason code),
+    "" where it does. closed_zones: zones that do not."""
+
+    name: str
+    vcpus: int
+    memory_gb: float
+    gpus: int
+    spot: bool
+    generations: tuple[str, ...]
+    architecture: str
+    closed: str
+    closed_zones: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Spot vCPUs of a region. Deallocated VMs count as used."""
+
+    used: int
+    limit: int
+
+
+def offered(session: Session, location: str) -> dict[str, Size]:
+    """The VM sizes of the region by their names in small letters. Read from Azure's resource SKUs: megabytes."""
     with translated("reading the sizes of the region"):
-        offered = [
-            sku
-            for sku in session.compute.resource_skus.list(filter=f"location eq '{spec.location}'")
+        found = [
+            _size(sku)
+            for sku in session.compute.resource_skus.list(filter=f"location eq '{location}'")
             if sku.resource_type == "virtualMachines"
         ]
-    if not offered:
-        raise Refused(
-            "LocationNotFound",
-            f"location: Azure sells no VM sizes in '{spec.location}': no such region, or not for this subscription.",
-            "az account list-locations -o table  lists the names.",
-        )
-    found = next((sku for sku in offered if sku.name.lower() == spec.size.lower()), None)
-    if found is None:
-        raise Refused(
-            "SizeNotFound",
-            f"size: '{spec.size}' is not sold in '{spec.location}'.",
-            f"az vm list-skus -l {spec.location} --resource-type virtualMachines -o table  lists what is.",
-        )
-    abilities = {ability.name: ability.value for ability in found.capabilities or []}
-    if abilities.get("LowPriorityCapable") != "True":
-        raise Refused(
-            "AzureSpotIsNotSupportedForThisVMSize",
-            f"size: '{spec.size}' cannot be a Spot VM (Azure says so of all B sizes and some others).",
-            "Choose one that can, such as Standard_D2s_v3.",
-        )
-    for restriction in found.restrictions or []:
-        if restriction.type == "Location":
-            raise Refused(
-                "SkuNotAvailable",
-                f"size: '{spec.size}' is closed to this subscription in '{spec.location}' ({restriction.reason_code}).",
-                "Choose another --size or --location.",
-            )
+    return {size.name.lower(): size for size in found}
+
+
+def spot_cores(session: Session, location: str) -> Cores | None:
+    """None where Azure names no such quota."""
+    with translated("reading the quotas of the region"):
+        for usage in session.compute.usage.list(location):
+            if usage.name.value == SPOT_QUOTA:
+                return Cores(used=usage.current_value, limit=usage.limit)
+    return None
+
+
+def _size(sku: Any) -> Size:
+    # Every value is text, whatever it means.
+    said = {ability.name: ability.value for ability in sku.capabilities or []}
+    restrictions = list(sku.restrictions or [])
+    closed = next((word(r.reason_code) or "closed" for r in restrictions if word(r.type) == "Location"), "")
+    zones = [zone for r in restrictions if word(r.type) == "Zone" for zone in r.restriction_info.zones or []]
+    return Size(
+        name=sku.name,
+        # Sizes with constrained cores show fewer than they have.
+        vcpus=int(said.get("vCPUsAvailable") or said.get("vCPUs") or 0),
+        memory_gb=float(said.get("MemoryGB") or 0),
+        gpus=int(said.get("GPUs") or 0),
+        spot=said.get("LowPriorityCapable") == "True",
+        generations=tuple(part for part in said.get("HyperVGenerations", "").split(",") if part),
+        architecture=said.get("CpuArchitectureType", ""),
+        closed=closed,
+        closed_zones=tuple(sorted(zones)),
+    )

@@ -19,6 +19,7 @@ from cloudtrain.emulator import (
     network,
     operations,
     power,
+    prices,
     providers,
     resources,
     run_command,
@@ -217,6 +218,11 @@ def path_of(environ: Mapping[str, Any]) -> str:
     return str(environ.get("PATH_INFO") or "/").encode("latin-1").decode("utf-8", errors="replace")
 
 
+def host_of(environ: Mapping[str, Any]) -> str:
+    """The host that the client spoke to, without a port."""
+    return str(environ.get("HTTP_HOST") or environ.get("SERVER_NAME", "")).partition(":")[0].lower()
+
+
 def base_of(environ: Mapping[str, Any]) -> str:
     host = environ.get("HTTP_HOST") or f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
     return f"{environ.get('wsgi.url_scheme', 'https')}://{host}"
@@ -232,6 +238,8 @@ class App:
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         route: Route | None = None
         method = str(environ["REQUEST_METHOD"]).upper()
+        if host_of(environ) == prices.HOST:
+            return self._tell_prices(environ, start_response)
         try:
             with self.azure.store.read() as records:
                 token = records.setting("token") or ""
@@ -248,6 +256,15 @@ class App:
         if payload:
             headers["Content-Type"] = "application/json; charset=utf-8"
         headers["Content-Length"] = str(len(payload))
+        start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", list(headers.items()))
+        return [payload]
+
+    def _tell_prices(self, environ: Mapping[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """The price list is another service: no token, no api-version, none of Resource Manager's headers."""
+        query = parse_query(str(environ.get("QUERY_STRING", "")))
+        answer = prices.answer(self.azure.store, path_of(environ), query)
+        payload = answer.payload()
+        headers = {"Content-Type": "application/json; charset=utf-8", "Content-Length": str(len(payload))}
         start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", list(headers.items()))
         return [payload]
 

@@ -164,6 +164,9 @@ def spot_price(size: Size, region: str) -> float:
     return round(on_demand_price(size, region) * size.spot_share, 5)
 
 
+# Since when the price list says so: when these figures were written down.
+PRICES_OF = "2026-11-24"
+
 DEFAULT_SPOT_CORES = 16
 FRESH_SPOT_CORES = 3
 REGIONAL_CORES = 100

@@ -9,11 +9,11 @@ from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import Refused
+from cloudtrain.together import together
 from cloudtrain.workflow import training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.results import Training, VmInfo, last_known, vm_info
 from cloudtrain.workflow.state import EVICTED, state_of
-from cloudtrain.workflow.together import together
 
 
 class StatusResult(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from cloudtrain.workflow.results import Training
 
 # A first start pulls an image of several GB and downloads the data set.
 START_SECONDS = 5400
+START_COMMAND = "cloudtrain-start"
 SAVE_SECONDS = 60
 Result = TypeVar("Result")
 # The installing script's exit codes.
@@ -54,7 +55,7 @@ def begin(ctx: Context, group: Group) -> Outcome:
             ctx.session,
             group,
             ctx.clock,
-            name="cloudtrain-start",
+            name=START_COMMAND,
             script=guest.install_script(_settings(ctx, group), nonce, timeout=START_SECONDS),
             timeout_seconds=START_SECONDS + 300,
             on_output=lambda text: _show(step.update, text),

@@ -1,22 +1,25 @@
 """`up`: make what is missing, start what is stopped, and end when training is under way. Run again, it converges."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from cloudtrain.azure import group as groups
-from cloudtrain.azure import images, network, sizes
+from cloudtrain.azure import network
 from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.session import check_image
 from cloudtrain.azure.vm import PowerState, Vm
+from cloudtrain.checks import Check, refuse_failed
 from cloudtrain.errors import InvalidSpec, Refused
 from cloudtrain.spec import RunSpec
-from cloudtrain.workflow import power, training
+from cloudtrain.together import together
+from cloudtrain.workflow import plan, power, preflight, training
 from cloudtrain.workflow.context import Context
+from cloudtrain.workflow.plan import Plan
 from cloudtrain.workflow.results import Training, VmInfo, vm_info
 from cloudtrain.workflow.state import state_of
-from cloudtrain.workflow.together import together
 
 # What cannot change on a run that has a VM; place, image and policy are for its whole life.
 FIXED = ("location", "vm_image", "eviction_policy", "ssh_public_key", "disk_gb")
@@ -47,9 +50,13 @@ def current_spec(ctx: Context, run: str) -> RunSpec | None:
     return found.spec if found and not found.deleting else None
 
 
-def up(ctx: Context, spec: RunSpec) -> UpResult:
-    """Raises InvalidSpec, Refused, TrainingFailed, GuestUnreachable. A run that gets no VM is removed again."""
-    check_image(ctx.session, spec.image)
+def up(
+    ctx: Context, spec: RunSpec, *, accept_terms: bool = False, approve: Callable[[Plan], None] | None = None
+) -> UpResult:
+    """accept_terms: those of the VM image, for the subscription. approve: is shown the plan of a new VM that costs
+    money, and raises where the user will not have it.
+
+    Raises InvalidSpec, Refused, TrainingFailed, GuestUnreachable. A run that gets no VM is removed again."""
     group = _after_deletion(ctx, spec.run)
     created = group is None
     notes: list[str] = []
@@ -57,7 +64,8 @@ def up(ctx: Context, spec: RunSpec) -> UpResult:
     if group is not None and vm is not None:
         group, notes = _adopt(ctx, group, vm, spec)
     if group is None or vm is None:
-        group = _create_group(ctx, spec, group)
+        _prepare(ctx, spec, group, accept_terms, approve)
+        group = _create_group(ctx, spec)
     was_off = vm is not None and vm.power is not PowerState.RUNNING
     try:
         group, vm = _ensure_running(ctx, group)
@@ -82,6 +90,17 @@ def up(ctx: Context, spec: RunSpec) -> UpResult:
     )
 
 
+def dry_run(ctx: Context, spec: RunSpec) -> tuple[Plan, list[Check]]:
+    """What `up` would do, and its checks. Makes nothing. Raises InvalidSpec where the run cannot become that."""
+    group = groups.find(ctx.session, spec.run)
+    group = None if group is None or group.deleting else group
+    vm = vms.find(ctx.session, group) if group else None
+    changes = allowed_changes(group, vm, spec) if group else []
+    with ctx.progress.step(f"preflight checks for {spec.size} in {spec.location}", usually="a few seconds on Azure"):
+        found = preflight.examine(ctx, spec, held_size=vm.size if vm else "")
+    return plan.make(ctx, spec, found, group, vm, changes), found.checks
+
+
 def _after_deletion(ctx: Context, run: str) -> Group | None:
     """The run's group; one that is being deleted is waited for."""
     group = groups.find(ctx.session, run)
@@ -93,42 +112,59 @@ def _after_deletion(ctx: Context, run: str) -> Group | None:
     return None
 
 
-def _create_group(ctx: Context, spec: RunSpec, existing: Group | None) -> Group:
-    with ctx.progress.step(f"checking size and image in {spec.location}"):
-        together(
-            lambda: sizes.check_spot_capable(ctx.session, spec),
-            lambda: images.plan(ctx.session, spec.location, spec.vm_image),
-        )
-    if existing is not None and existing.location != spec.location:
-        raise _refuse_changes(spec.run, [f"location: '{existing.location}' -> '{spec.location}'"])
+def _prepare(
+    ctx: Context, spec: RunSpec, existing: Group | None, accept_terms: bool, approve: Callable[[Plan], None] | None
+) -> None:
+    """Everything that can be known before the first resource is made; existing: a group without a VM."""
+    if existing is not None:
+        allowed_changes(existing, None, spec)
+    found = preflight.ready(ctx, spec, accept_terms=accept_terms)
+    if approve is not None and ctx.session.capabilities.bills:
+        approve(plan.make(ctx, spec, found, existing))
+
+
+def _create_group(ctx: Context, spec: RunSpec) -> Group:
     with ctx.progress.step("resource group"):
         return groups.create(ctx.session, spec, ctx.clock.now().isoformat(timespec="seconds"))
 
 
 def _adopt(ctx: Context, group: Group, vm: Vm, wanted: RunSpec) -> tuple[Group, list[str]]:
     """Take up what changed of an existing run's spec; returns what was taken up, in words. Raises InvalidSpec."""
-    changes = _changes(group.spec, wanted)
-    fixed = [text for key, text in changes.items() if key in FIXED]
-    if fixed:
-        raise _refuse_changes(group.run, fixed)
-    on_vm = {key: text for key, text in changes.items() if key in WHILE_DEALLOCATED}
-    if on_vm and vm.power is not PowerState.DEALLOCATED:
-        raise InvalidSpec(
-            f"The VM of run '{group.run}' has to be deallocated before this can change: {', '.join(on_vm.values())}.",
-            f"cloudtrain stop {group.run}  saves and deallocates; then run up again.",
-            code="SpecChanged",
-        )
+    check_image(ctx.session, wanted.image)
+    changes = allowed_changes(group, vm, wanted)
     if not changes:
         return group, []
-    if on_vm:
-        sizes.check_spot_capable(ctx.session, wanted)
+    changed = _changes(group.spec, wanted)
+    if changed.keys() & set(WHILE_DEALLOCATED):
+        refuse_failed(preflight.examine(ctx, wanted, held_size=vm.size).checks)
         _change_vm(ctx, group, wanted)
     groups.set_spec(ctx.session, group, wanted)
     applies = " (applies at the next start: cloudtrain restart)" if vm.power is PowerState.RUNNING else ""
-    notes = [text + applies for text in changes.values()]
+    notes = [text + applies for text in changes]
     for note in notes:
         ctx.progress.note(note)
     return groups.get(ctx.session, group.run), notes
+
+
+def allowed_changes(group: Group, vm: Vm | None, wanted: RunSpec) -> list[str]:
+    """What would change of a run that exists, in words. Raises InvalidSpec where that cannot be."""
+    changes = _changes(group.spec, wanted)
+    if vm is None:
+        # Nothing is made of the old spec yet but the group itself.
+        if group.location != wanted.location:
+            raise _refuse_changes(wanted.run, [f"location: '{group.location}' -> '{wanted.location}'"])
+        return list(changes.values())
+    fixed = [text for key, text in changes.items() if key in FIXED]
+    if fixed:
+        raise _refuse_changes(group.run, fixed)
+    on_vm = [text for key, text in changes.items() if key in WHILE_DEALLOCATED]
+    if on_vm and vm.power is not PowerState.DEALLOCATED:
+        raise InvalidSpec(
+            f"The VM of run '{group.run}' has to be deallocated before this can change: {', '.join(on_vm)}.",
+            f"cloudtrain stop {group.run}  saves and deallocates; then run up again.",
+            code="SpecChanged",
+        )
+    return list(changes.values())
 
 
 def _changes(old: RunSpec, new: RunSpec) -> dict[str, str]:

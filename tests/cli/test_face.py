@@ -12,7 +12,7 @@ import pytest
 from .conftest import CommandLine
 
 HEAVY = {"azure", "docker", "tensorflow", "requests", "werkzeug", "rich", "msgspec", "platformdirs", "cryptography"}
-VERBS = ["up", "status", "logs", "stop", "restart", "simulate-eviction", "down", "list", "emulator"]
+VERBS = ["up", "doctor", "status", "logs", "stop", "restart", "simulate-eviction", "down", "list", "emulator"]
 ENVELOPE = ["cloudtrain_result", "command", "run", "ok", "data", "errors"]
 
 
@@ -73,12 +73,13 @@ def on_a_terminal(cloudtrain: CommandLine, line: list[str], **environment: str) 
     )
 
 
-def terminal_output(command: list[str], environment: dict[str, str], directory: str) -> bytes:
+def terminal_output(command: list[str], environment: dict[str, str], directory: str, typed: bytes = b"") -> bytes:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         command, cwd=directory, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True
     )
     os.close(theirs)
+    os.write(ours, typed)
     said = b""
     while True:
         try:

@@ -8,10 +8,12 @@ import msgspec
 import pytest
 
 from cloudtrain import render
+from cloudtrain.workflow.doctor import DoctorResult
 from cloudtrain.workflow.down import DownResult
 from cloudtrain.workflow.follow import FollowResult
 from cloudtrain.workflow.list_runs import ListResult, RunEntry
 from cloudtrain.workflow.logs import LogsResult
+from cloudtrain.workflow.plan import CheckInfo, Plan, PlannedResource, PriceInfo
 from cloudtrain.workflow.restart import RestartResult
 from cloudtrain.workflow.results import Training, VmInfo
 from cloudtrain.workflow.simulate_eviction import EvictionResult, TimelineEntry
@@ -62,6 +64,12 @@ STATUS = StatusResult(
 # Fields of `data`: a promise to scripts. Adding one is fine; README has to name it.
 PROMISED = {
     UpResult: "run cloud resource_group state created seen vm training notes",
+    Plan: "run cloud subscription resource_group action location size hardware vm_image image arguments disk_gb"
+    " max_price eviction_policy bills price registers resources changes checks",
+    PlannedResource: "type name exists by_azure",
+    PriceInfo: "spot on_demand most_an_hour most_a_day source at spot_since",
+    DoctorResult: "run cloud subscription location size checks",
+    CheckInfo: "name state detail fix",
     StatusResult: "run cloud resource_group state intent generation created image arguments vm training note",
     LogsResult: "run source bytes",
     StopResult: "run cloud state was saved_step",
@@ -106,7 +114,18 @@ def test_the_readme_names_every_setting_verb_and_exit_code() -> None:
     readme = Path(REPOSITORY / "README.md").read_text()
     for key in CHECKS:
         assert f"| `{key}` |" in readme
-    for verb in ("up", "status", "logs", "stop", "restart", "simulate-eviction", "down", "list", "emulator status"):
+    for verb in (
+        "up",
+        "doctor",
+        "status",
+        "logs",
+        "stop",
+        "restart",
+        "simulate-eviction",
+        "down",
+        "list",
+        "emulator status",
+    ):
         assert f"| `{verb}" in readme
     for code in Exit:
         assert f"| {int(code)} |" in readme

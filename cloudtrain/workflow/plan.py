@@ -1,0 +1,164 @@
+"""`up --dry-run`, and what a real `up` shows before it asks: what would be made, and what that costs."""
+
+import msgspec
+
+from cloudtrain.azure import leftovers, names, preflight
+from cloudtrain.azure.group import Group
+from cloudtrain.azure.prices import Prices
+from cloudtrain.azure.vm import PowerState, Vm
+from cloudtrain.checks import Check
+from cloudtrain.errors import CloudtrainError
+from cloudtrain.spec import RunSpec
+from cloudtrain.workflow import training
+from cloudtrain.workflow.context import Context
+from cloudtrain.workflow.preflight import Findings
+
+HOURS_A_DAY = 24
+
+
+class CheckInfo(msgspec.Struct, frozen=True):
+    """state: passed, failed or unknown. fix: what to run, "" where nothing is to be done."""
+
+    name: str
+    state: str
+    detail: str
+    fix: str
+
+
+class PlannedResource(msgspec.Struct, frozen=True):
+    """type: Azure's. exists: it is there already. by_azure: Azure makes it by itself."""
+
+    type: str
+    name: str
+    exists: bool
+    by_azure: bool = False
+
+
+class PriceInfo(msgspec.Struct, frozen=True):
+    """USD. spot, on_demand: an hour of the VM, None where unknown. most_an_hour, most_a_day: what the VM can cost at
+    most, None where unknown. source: whose list; at: when it was asked; spot_since: since when its Spot price holds."""
+
+    spot: float | None
+    on_demand: float | None
+    most_an_hour: float | None
+    most_a_day: float | None
+    source: str
+    at: str
+    spot_since: str
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """action: 'create' (a new VM), 'start' (the VM that is there) or 'none' (it runs). changes: settings of an existing
+    run that would change. registers: providers that the subscription would be registered for."""
+
+    run: str
+    cloud: str
+    subscription: str
+    resource_group: str
+    action: str
+    location: str
+    size: str
+    hardware: str
+    vm_image: str
+    image: str
+    arguments: list[str]
+    disk_gb: int
+    max_price: float
+    eviction_policy: str
+    bills: bool
+    price: PriceInfo
+    registers: list[str]
+    resources: list[PlannedResource]
+    changes: list[str]
+    checks: list[CheckInfo]
+
+
+def make(
+    ctx: Context,
+    spec: RunSpec,
+    found: Findings,
+    group: Group | None,
+    vm: Vm | None = None,
+    changes: list[str] | None = None,
+) -> Plan:
+    """group, vm: what there is of the run already."""
+    size = found.seen.size_of(spec.size)
+    return Plan(
+        run=spec.run,
+        cloud=ctx.session.cloud,
+        subscription=ctx.session.subscription_id,
+        resource_group=names.group(spec.run),
+        action=_action(vm),
+        location=spec.location,
+        size=spec.size,
+        hardware=preflight.hardware(size) if size else spec.size,
+        vm_image=spec.vm_image,
+        image=spec.image,
+        arguments=list(spec.arguments),
+        disk_gb=spec.disk_gb,
+        max_price=spec.max_price,
+        eviction_policy=spec.eviction_policy,
+        bills=ctx.session.capabilities.bills,
+        price=_price(ctx, spec, found),
+        registers=preflight.missing_registrations(found.seen),
+        resources=_resources(ctx, spec, group),
+        changes=changes or [],
+        checks=check_infos(found.checks),
+    )
+
+
+def check_infos(checks: list[Check]) -> list[CheckInfo]:
+    return [CheckInfo(check.name, check.state.value, check.detail, check.fix) for check in checks]
+
+
+def _action(vm: Vm | None) -> str:
+    if vm is None or vm.gone_wrong:
+        return "create"
+    return "none" if vm.power is PowerState.RUNNING else "start"
+
+
+def _price(ctx: Context, spec: RunSpec, found: Findings) -> PriceInfo:
+    asked = found.seen.prices
+    prices = Prices(None, None) if isinstance(asked, CloudtrainError) else asked
+    # Spot never costs more than on demand, whatever the limit.
+    limits = [
+        price for price in (prices.on_demand, None if spec.max_price == -1 else spec.max_price) if price is not None
+    ]
+    most = min(limits, default=None)
+    return PriceInfo(
+        spot=prices.spot,
+        on_demand=prices.on_demand,
+        most_an_hour=most,
+        most_a_day=None if most is None else round(most * HOURS_A_DAY, 2),
+        source=ctx.session.price_list,
+        at="" if isinstance(asked, CloudtrainError) else ctx.clock.now().isoformat(timespec="seconds"),
+        spot_since=prices.spot_since,
+    )
+
+
+def _resources(ctx: Context, spec: RunSpec, group: Group | None) -> list[PlannedResource]:
+    """Everything that `up` makes, in its order. The generation of the VM is the group's."""
+    run, generation = spec.run, group.generation if group else 1
+    there = {resource.lower() for resource in leftovers.of_run(ctx.session, run)} if group else set()
+    vm = names.vm(run, generation)
+    made = [
+        ("Microsoft.Resources/resourceGroups", names.group(run)),
+        ("Microsoft.Network/networkSecurityGroups", names.nsg(run)),
+        ("Microsoft.Network/virtualNetworks", names.vnet(run)),
+        ("Microsoft.Compute/virtualMachines", vm),
+        ("Microsoft.Network/networkInterfaces", names.nic(run, generation)),
+        ("Microsoft.Network/publicIPAddresses", names.public_ip(run, generation)),
+        ("Microsoft.Compute/disks", names.disk(run, generation)),
+    ]
+    planned = [PlannedResource(kind, name, _is_there(kind, name, there)) for kind, name in made]
+    command = PlannedResource("Microsoft.Compute/virtualMachines/runCommands", f"{vm}/{training.START_COMMAND}", False)
+    watcher = f"NetworkWatcher_{spec.location}"
+    watchers = {one.rsplit("/", 1)[-1].lower() for one in leftovers.network_watchers(ctx.session)}
+    kind = "Microsoft.Network/networkWatchers"
+    return [*planned, command, PlannedResource(kind, watcher, watcher.lower() in watchers, by_azure=True)]
+
+
+def _is_there(kind: str, name: str, ids: set[str]) -> bool:
+    ending = f"/{kind}/{name}".lower().replace("/microsoft.resources/", "/")
+    # Azure may add a suffix to the name of a NIC that was made with its VM.
+    return any(ending in one and "/" not in one.split(ending, 1)[1] for one in ids)

@@ -1,0 +1,92 @@
+"""Everything that is looked at before a run is made, at once; and what `up` can put right by itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cloudtrain import spec as specs
+from cloudtrain.azure import preflight, providers, terms
+from cloudtrain.azure.preflight import PROVIDERS, TERMS, Readings
+from cloudtrain.azure.session import check_image
+from cloudtrain.checks import Check, State, failed, passed, refuse_failed, unknown
+from cloudtrain.errors import CloudtrainError
+from cloudtrain.spec import RunSpec
+from cloudtrain.together import together
+from cloudtrain.workflow.context import Context
+
+
+@dataclass(frozen=True)
+class Findings:
+    """seen: what Azure said, for the plan."""
+
+    checks: list[Check]
+    seen: Readings
+
+
+def examine(ctx: Context, spec: RunSpec, held_size: str = "") -> Findings:
+    """Every check, side by side. held_size: the size of the VM that the run has already, if it has one.
+
+    What is not Azure's to answer (the trainer image, its registry, the Docker engine) is one more job here."""
+    seen, own = together(
+        lambda: preflight.read(ctx.session, spec),
+        lambda: [trainer_image(ctx, spec)],
+    )
+    return Findings([*preflight.checks(seen, spec, held_size), *own], seen)
+
+
+def trainer_image(ctx: Context, spec: RunSpec) -> Check:
+    name = "trainer_image"
+    try:
+        specs.check_image_named(spec)
+        check_image(ctx.session, spec.image)
+    except CloudtrainError as error:
+        return failed(name, error)
+    if ctx.session.capabilities.published_images:
+        return unknown(name, f"{spec.image} was not looked up in its registry; the VM pulls it.")
+    return passed(name, f"{spec.image}: the trainer of this Python environment")
+
+
+def ready(ctx: Context, spec: RunSpec, *, accept_terms: bool) -> Findings:
+    """Raises every failed check at once. Registers providers, and accepts the image's terms where the user said so, but
+    only once nothing else stands in the way: what is refused has changed nothing."""
+    with ctx.progress.step(f"preflight checks for {spec.size} in {spec.location}", usually="a few seconds on Azure"):
+        found = examine(ctx, spec)
+        refuse_failed(_not_mended(found.checks, {PROVIDERS, TERMS} if accept_terms else {PROVIDERS}))
+    found = mend(ctx, spec, found, register=True, accept_terms=accept_terms)
+    refuse_failed(found.checks)
+    for check in found.checks:
+        if check.state is State.UNKNOWN:
+            ctx.progress.note(f"{check.name}: unknown. {check.detail}")
+    return found
+
+
+def _not_mended(checks: Sequence[Check], mended: set[str]) -> list[Check]:
+    return [check for check in checks if check.name not in mended]
+
+
+def mend(ctx: Context, spec: RunSpec, found: Findings, *, register: bool, accept_terms: bool) -> Findings:
+    """Register the providers that are missing, accept the terms that are not; then everything is looked at again."""
+    missing = preflight.missing_registrations(found.seen)
+    if not register:
+        # Without it nobody can accept terms.
+        missing = [name for name in missing if accept_terms and name == providers.MARKETPLACE]
+    if missing:
+        with ctx.progress.step(f"registering {', '.join(missing)}", usually="1 to 3 minutes on Azure"):
+            providers.register(ctx.session, ctx.clock, missing)
+        found = examine(ctx, spec)
+    if accept_terms and _accept(ctx, found.seen):
+        found = examine(ctx, spec)
+    return found
+
+
+def _accept(ctx: Context, seen: Readings) -> bool:
+    """Whether there was something to accept."""
+    image, found = seen.image, seen.terms
+    if isinstance(image, CloudtrainError) or isinstance(found, CloudtrainError) or image.plan is None:
+        return False
+    if found is None or found.accepted:
+        return False
+    ctx.progress.note(f"License of the VM image: {found.license}")
+    ctx.progress.note(f"Its privacy policy: {found.privacy}")
+    with ctx.progress.step("accepting these terms for the subscription"):
+        terms.accept(ctx.session, image.plan)
+    return True
