@@ -18,6 +18,7 @@ from cloudtrain.errors import CloudtrainError, Exit, InvalidSpec, Refused
 EMBEDDED, AZURE = "embedded", "azure"
 REHEARSAL_IMAGE = "cloudtrain-trainer"
 ARM_SCOPE = "https://management.azure.com/.default"
+STORAGE_SCOPE = "https://storage.azure.com/.default"
 PRICES_URL = "https://prices.azure.com"
 
 
@@ -187,7 +188,7 @@ def _embedded(home: Path, clock: Clock) -> Session:
         cloud=EMBEDDED,
         name="the embedded Azure",
         subscription_id=emulator.subscription_id,
-        credential=_EmbeddedCredential(emulator.token),
+        credential=_EmbeddedCredential(emulator.token, emulator.storage_token),
         login="the embedded Azure's own token",
         price_list="the embedded Azure's own list, which is not what Azure asks",
         # The emulator says with retry-after-ms when to ask again.
@@ -208,15 +209,16 @@ REHEARSAL_ARGUMENTS = ("--dataset", "silhouettes", "--image-size", "96", "--epoc
 
 
 class _EmbeddedCredential:
-    """azure-identity's credential interface, with the one token that the embedded Azure takes."""
+    """azure-identity's credential interface, with the embedded Azure's tokens: for Resource Manager and for storage."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, storage_token: str) -> None:
         self._token = token
+        self._storage_token = storage_token
 
     def get_token(self, *scopes: str, **kwargs: Any) -> Any:
         from azure.core.credentials import AccessToken
 
-        return AccessToken(self._token, 2**33)
+        return AccessToken(self._storage_token if STORAGE_SCOPE in scopes else self._token, 2**33)
 
 
 def _azure(clock: Clock, subscription: str | None) -> Session:

@@ -4,6 +4,7 @@ The Azure SDK cannot tell the difference: it sends HTTP requests to https://mana
 """
 
 import io
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -11,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 import requests
 from azure.core.pipeline.transport import RequestsTransport
 from requests.adapters import BaseAdapter
+from requests.utils import super_len
 from urllib3.response import HTTPResponse
 
 from cloudtrain.clock import Clock
@@ -37,15 +39,19 @@ class WsgiAdapter(BaseAdapter):
         def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
             started["status"], started["headers"] = status, headers
 
-        body = b"".join(self._app(_environ(request), start_response))
+        try:
+            body = self._app(_environ(request), start_response)
+        except socket.gaierror as error:  # a host that there is not
+            raise requests.ConnectionError(error, request=request) from error
         code, _, reason = started["status"].partition(" ")
         raw = HTTPResponse(
-            body=io.BytesIO(body),
+            body=_Body(body),
             headers=started["headers"],
             status=int(code),
             reason=reason,
             preload_content=False,
             decode_content=False,
+            request_method=request.method,
         )
         response = requests.Response()
         response.status_code = int(code)
@@ -63,8 +69,8 @@ class WsgiAdapter(BaseAdapter):
 def _environ(request: requests.PreparedRequest) -> dict[str, Any]:
     """The request as PEP 3333 says it."""
     parts = urlsplit(request.url or "")
-    body = request.body or b""
-    data = body.encode() if isinstance(body, str) else bytes(body)
+    stream, length = _sent(request)
+    headers = [(name, _text(value)) for name, value in request.headers.items() if name.lower() != "content-length"]
     environ: dict[str, Any] = {
         "REQUEST_METHOD": request.method,
         "SCRIPT_NAME": "",
@@ -73,23 +79,66 @@ def _environ(request: requests.PreparedRequest) -> dict[str, Any]:
         "SERVER_NAME": parts.hostname,
         "SERVER_PORT": str(parts.port or 443),
         "SERVER_PROTOCOL": "HTTP/1.1",
-        "CONTENT_LENGTH": str(len(data)),
+        "CONTENT_LENGTH": length,
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": parts.scheme,
-        "wsgi.input": io.BytesIO(data),
+        "wsgi.input": stream,
         "wsgi.errors": io.StringIO(),
         "wsgi.multithread": True,
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
         "HTTP_HOST": parts.netloc,
+        # Signatures cover the path as sent, and names of metadata have a case: neither survives in WSGI's own keys.
+        "REQUEST_URI": parts.path + (f"?{parts.query}" if parts.query else ""),
+        "cloudtrain.headers": [*headers, ("Content-Length", length)],
     }
-    for name, value in request.headers.items():
-        text = value.decode("latin-1") if isinstance(value, bytes) else value
+    for name, text in headers:
         if name.lower() == "content-type":
             environ["CONTENT_TYPE"] = text
-        elif name.lower() != "content-length":
+        else:
             environ["HTTP_" + name.upper().replace("-", "_")] = text
     return environ
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
+def _sent(request: requests.PreparedRequest) -> tuple[Any, str]:
+    """The body as a stream, and its length. A file is read by the app as it goes."""
+    body = request.body or b""
+    if hasattr(body, "read"):
+        return body, str(request.headers.get("Content-Length") or super_len(body))  # type: ignore[no-untyped-call]
+    data = body.encode() if isinstance(body, str) else bytes(body)
+    return io.BytesIO(data), str(len(data))
+
+
+class _Body(io.RawIOBase):
+    """What a WSGI app answers, as a file that is read as it goes."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = chunks
+        self._iterator = iter(chunks)
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            chunk = next(self._iterator, None)
+            if chunk is None:
+                return 0
+            self._rest = memoryview(chunk)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self._chunks, "close"):
+            self._chunks.close()
+        super().close()
 
 
 class ClockedTransport(RequestsTransport):  # type: ignore[misc]  # azure.core is not typed for subclassing

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 from cloudtrain.emulator import (
+    authorization,
     compute,
     disks,
     images,
@@ -24,12 +25,26 @@ from cloudtrain.emulator import (
     resources,
     run_command,
     skus,
+    storage,
 )
 from cloudtrain.emulator.operations import Azure, Kind
 from cloudtrain.emulator.routes import Route
 from cloudtrain.emulator.wire import Answer, ArmError, Request, guid, parse_body, parse_query, same
 
-_MODULES = (providers, resources, network, interfaces, compute, run_command, disks, skus, images, marketplace)
+_MODULES = (
+    providers,
+    resources,
+    network,
+    interfaces,
+    compute,
+    run_command,
+    disks,
+    skus,
+    images,
+    marketplace,
+    storage,
+    authorization,
+)
 ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in module.ROUTES)
 KINDS: Mapping[str, Kind] = {
     **providers.KINDS,
@@ -38,6 +53,7 @@ KINDS: Mapping[str, Kind] = {
     **disks.KINDS,
     **power.KINDS,
     **run_command.KINDS,
+    **storage.KINDS,
 }
 
 StartResponse = Callable[..., Any]

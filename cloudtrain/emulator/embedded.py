@@ -1,6 +1,7 @@
 """The embedded Azure as the rest of cloudtrain sees it: one WSGI app over one directory."""
 
 import secrets
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -8,7 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from cloudtrain.clock import Clock
-from cloudtrain.emulator import app, catalog, ids, ledger, marketplace, operations, power, providers, store, timing
+from cloudtrain.emulator import (
+    app,
+    catalog,
+    ids,
+    ledger,
+    marketplace,
+    operations,
+    power,
+    principals,
+    providers,
+    storage,
+    store,
+    timing,
+)
+from cloudtrain.emulator.blobs.service import DOMAIN, BlobService
 from cloudtrain.emulator.locks import WorkLocks
 from cloudtrain.emulator.machines import Machines
 from cloudtrain.emulator.operations import Azure
@@ -59,9 +74,12 @@ class EmbeddedAzure:
             locks=WorkLocks(root / "work.lock"),
             secrets=root / "sealing.key",
             ledger=root / "machines.list",
+            blobs=root / "blobs",
             kinds=app.KINDS,
         )
         self._app = app.App(self._azure)
+        self.blobs = BlobService(self._azure.blobs, clock, storage.Accounts(self._azure).account)
+        """The blob service alone, as a WSGI app that takes the account from the path, too."""
 
     @property
     def subscription_id(self) -> str:
@@ -73,16 +91,30 @@ class EmbeddedAzure:
 
     @property
     def token(self) -> str:
-        """Every request carries `Authorization: Bearer` and this."""
+        """Every request to Resource Manager carries `Authorization: Bearer` and this."""
         return self._setting("token")
+
+    @property
+    def storage_token(self) -> str:
+        """The caller's token for blobs. It opens those on which the caller has a role."""
+        with self._azure.store.read() as records:
+            return principals.storage_token(records, principals.caller(records))
+
+    @property
+    def caller_id(self) -> str:
+        """The caller's object id, to which a role can be assigned."""
+        with self._azure.store.read() as records:
+            return principals.caller(records)
 
     def _setting(self, key: str) -> str:
         with self._azure.store.read() as records:
             return records.setting(key) or ""
 
     def __call__(self, environ: dict[str, Any], start_response: app.StartResponse) -> Iterable[bytes]:
-        """PEP 3333. Raises StoreError when the database cannot be used any more."""
-        return self._app(environ, start_response)
+        """PEP 3333. Raises StoreError when the database cannot be used any more, and gaierror for the host of a storage
+        account that there is not."""
+        host = str(environ.get("HTTP_HOST") or "").partition(":")[0].lower()
+        return (self.blobs if host.endswith(DOMAIN) else self._app)(environ, start_response)
 
     def set_notice(self, vm_resource_id: str, seconds: float) -> None:
         """How long before its next evictions a VM is told (30 s unless set; at least 0)."""
@@ -121,6 +153,8 @@ class EmbeddedAzure:
         for vm_id in machines.keys() | ledger.noted(self._azure.ledger) | set(self._azure.machines.strays()):
             self._erase(vm_id, machines.get(vm_id))
         ledger.clear(self._azure.ledger)
+        self.blobs.close()
+        shutil.rmtree(self._azure.blobs, ignore_errors=True)
 
     def _erase(self, vm_id: str, number: int | None) -> None:
         """number: the VM's lock; whoever is booting it is let finish first, so that it does not come back."""
@@ -136,6 +170,7 @@ class EmbeddedAzure:
         """Let work in hand end (at most 15 s; what is left, a later request takes over), and close the
         database."""
         self._join_workers()
+        self.blobs.close()
         self._azure.store.close()
 
     def _join_workers(self) -> None:

@@ -12,6 +12,11 @@ NSG = "Microsoft.Network/networkSecurityGroups"
 PUBLIC_IP = "Microsoft.Network/publicIPAddresses"
 NIC = "Microsoft.Network/networkInterfaces"
 WATCHER = "Microsoft.Network/networkWatchers"
+STORAGE_ACCOUNT = "Microsoft.Storage/storageAccounts"
+ROLE_ASSIGNMENT = "Microsoft.Authorization/roleAssignments"
+
+CONTAINER_NAME = r"[a-z0-9](?:-?[a-z0-9])*"
+"""A blob container's name; it has 3 to 63 characters."""
 
 _ID = re.compile(
     r"^/subscriptions/(?P<subscription>[^/]+)/resourceGroups/(?P<group>[^/]+)"

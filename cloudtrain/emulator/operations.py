@@ -31,6 +31,7 @@ class Azure:
     locks: WorkLocks
     secrets: Path  # the key file of what must not be readable in the database
     ledger: Path  # the ids of machines, in case the database is lost
+    blobs: Path  # a directory for each storage account's blobs
     kinds: Mapping[str, "Kind"]
     workers: dict[int, threading.Thread] = field(default_factory=dict)
     failures: list[BaseException] = field(default_factory=list)  # of workers, raised by the next request

@@ -1,6 +1,7 @@
 """Resource groups, the generic list of resources, and tags."""
 
 import re
+import shutil
 from typing import Any
 
 from cloudtrain.emulator import ids, operations, preconditions, timing
@@ -10,7 +11,7 @@ from cloudtrain.emulator.store import Json, Operation, Records, Resource
 from cloudtrain.emulator.wire import Answer, ArmError, Request, same, zulu
 
 _NAME = r"[-\w\._\(\)]*[-\w_\(\)]"
-HIDDEN_TYPES = frozenset({ids.GROUP.lower()})
+HIDDEN_TYPES = frozenset({ids.GROUP.lower(), ids.ROLE_ASSIGNMENT.lower()})
 
 
 # groups
@@ -172,6 +173,18 @@ def _erase_machines(azure: Azure, operation: Operation) -> None:
             azure.machines.erase(vm.private["vm_id"])
 
 
+def _erase_blobs(azure: Azure, operation: Operation) -> None:
+    with azure.store.read() as records:
+        accounts = records.resources(ids.STORAGE_ACCOUNT, operation.group)
+    for account in accounts:
+        shutil.rmtree(azure.blobs / account.private["directory"], ignore_errors=True)
+
+
+def _erase(azure: Azure, operation: Operation) -> None:
+    _erase_machines(azure, operation)
+    _erase_blobs(azure, operation)
+
+
 def _settle_deletion(azure: Azure, records: Records, operation: Operation, outcome: Outcome) -> None:
     group = records.resource(operation.target)
     if group is None:
@@ -185,7 +198,7 @@ def _settle_deletion(azure: Azure, records: Records, operation: Operation, outco
         records.drop_setting(f"notice:{resource.key}")
 
 
-KINDS = {"group.delete": Kind(perform=_erase_machines, settle=_settle_deletion)}
+KINDS = {"group.delete": Kind(perform=_erase, settle=_settle_deletion)}
 
 
 def export_template(azure: Azure, request: Request, group: str) -> Answer:

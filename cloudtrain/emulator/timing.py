@@ -23,6 +23,7 @@ SECONDS: Mapping[str, float] = {
     "vm.delete": 0.12,
     "vm.evicted": 0.15,
     "disk.delete": 0.06,
+    "storage.create": 0.15,
     "runCommand.action": 0.05,
     "runCommand.put": 0.05,
     "runCommand.delete": 0.05,
@@ -31,6 +32,9 @@ SECONDS: Mapping[str, float] = {
 POLL_MILLISECONDS = 30
 """`retry-after-ms` of a poll. Never `Retry-After`: it wins over the milliseconds, and 0 means azure-core's 30
 s."""
+
+ROLE_SECONDS = 0.2
+"""How long a role assignment takes until the blob service knows it (on Azure 30 s to 10 minutes)."""
 
 PATIENCE_SECONDS = 0.1
 """Real time that a request waits for work that it has just begun, before it answers 'in progress'."""

@@ -83,11 +83,42 @@ class Cloud:
 
         return ResourceManagementClient(object(), self.azure.subscription_id, **self._options())
 
-    def _options(self) -> dict[str, Any]:
+    @cached_property
+    def storage(self) -> Any:
+        from azure.mgmt.storage import StorageManagementClient
+
+        return StorageManagementClient(object(), self.azure.subscription_id, **self._options())
+
+    def account(self, name: str = "acct", group: str = "g", **properties: Any) -> Any:
+        """A storage account, in a group that is made if need be."""
+        if not self.resources.resource_groups.check_existence(group):
+            self.group(group)
+        body = {
+            "sku": {"name": "Standard_LRS"},
+            "kind": "StorageV2",
+            "location": "eastus",
+            "properties": {"minimumTlsVersion": "TLS1_2", "allowBlobPublicAccess": False, **properties},
+        }
+        return self.storage.storage_accounts.begin_create(group, name, body).result()
+
+    def blobs(self, account: str = "acct", credential: Any = None, query: str = "", **options: Any) -> Any:
+        """The account's blob service, as azure-storage-blob's client."""
+        from azure.storage.blob import BlobServiceClient
+
+        url = f"https://{account}.blob.core.windows.net/" + (f"?{query}" if query else "")
+        return BlobServiceClient(url, credential=credential, transport=self.transport(), retry_total=0, **options)
+
+    def key(self, account: str = "acct", group: str = "g") -> str:
+        return str(self.storage.storage_accounts.list_keys(group, account).keys_property[0].value)
+
+    def transport(self) -> ClockedTransport:
         http = requests.Session()
         http.mount("https://", WsgiAdapter(self.azure))
+        return ClockedTransport(self.clock, session=http, session_owner=False)
+
+    def _options(self) -> dict[str, Any]:
         return {
-            "transport": ClockedTransport(self.clock, session=http, session_owner=False),
+            "transport": self.transport(),
             "authentication_policy": Bearer(self.azure.token),
             "retry_total": 0,
         }

@@ -1,0 +1,179 @@
+"""The WSGI app of the blob service: which account, which operation, may the caller, and the answer's headers.
+
+An account is named by the host, `<account>.blob.core.windows.net`, or by the first segment of the path where the app is
+served at an address of this machine (as emulators of storage are).
+"""
+
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from cloudtrain.clock import Clock
+from cloudtrain.emulator.blobs import access, conditions, containers, listing, reading, writing
+from cloudtrain.emulator.blobs.access import Need
+from cloudtrain.emulator.blobs.account import Account
+from cloudtrain.emulator.blobs.call import Call, Reply, call_of
+from cloudtrain.emulator.blobs.errors import BlobError, bad_header, bad_query, not_emulated, refused
+from cloudtrain.emulator.blobs.index import Index
+from cloudtrain.emulator.blobs.place import Place
+from cloudtrain.emulator.wire import guid, zulu
+
+Handler = Callable[[Call, Place], Reply]
+StartResponse = Callable[..., Any]
+
+DOMAIN = ".blob.core.windows.net"
+_SERVER = "Windows-Azure-Blob/1.0 Microsoft-HTTPAPI/2.0"
+_READ, _LIST, _WRITE = Need("read", "o", "r", "r"), Need("read", "c", "l", "l"), Need("write", "o", "w", "w")
+_CREATE, _DELETE = Need("write", "o", "cw", "cw"), Need("delete", "o", "d", "d")
+_SHOW_CONTAINER = Need("read", "c", "", "r")
+_ACL = Need("acl", "c")
+
+# Level of the path, method, comp -> the operation. The level's restype has to be there, too.
+_OPERATIONS: Mapping[tuple[str, str, str], tuple[Handler, Need]] = {
+    ("service", "GET", "list"): (containers.list_containers, Need("read", "s", "", "l")),
+    ("service", "POST", "userdelegationkey"): (containers.user_delegation_key, Need("delegate", "s")),
+    ("container", "PUT", ""): (containers.create, Need("write", "c", "", "cw")),
+    ("container", "GET", ""): (containers.show, _SHOW_CONTAINER),
+    ("container", "HEAD", ""): (containers.show, _SHOW_CONTAINER),
+    ("container", "GET", "metadata"): (containers.show, _SHOW_CONTAINER),
+    ("container", "HEAD", "metadata"): (containers.show, _SHOW_CONTAINER),
+    ("container", "PUT", "metadata"): (containers.set_metadata, Need("write", "c", "", "w")),
+    ("container", "DELETE", ""): (containers.delete, Need("delete", "c", "", "d")),
+    ("container", "PUT", "lease"): (containers.lease, Need("write", "c", "", "w")),
+    ("container", "GET", "acl"): (containers.show_policies, _ACL),
+    ("container", "HEAD", "acl"): (containers.show_policies, _ACL),
+    ("container", "PUT", "acl"): (containers.set_policies, _ACL),
+    ("container", "GET", "list"): (listing.list_blobs, _LIST),
+    ("blob", "PUT", ""): (writing.put, _CREATE),
+    ("blob", "PUT", "block"): (writing.put_block, _WRITE),
+    ("blob", "PUT", "blocklist"): (writing.put_block_list, _WRITE),
+    ("blob", "PUT", "appendblock"): (writing.append, Need("write", "o", "aw", "aw")),
+    ("blob", "GET", ""): (reading.read, _READ),
+    ("blob", "HEAD", ""): (reading.show, _READ),
+    ("blob", "DELETE", ""): (reading.delete, _DELETE),
+    ("blob", "GET", "metadata"): (reading.show_metadata, _READ),
+    ("blob", "HEAD", "metadata"): (reading.show_metadata, _READ),
+    ("blob", "PUT", "metadata"): (reading.set_metadata, _WRITE),
+    ("blob", "PUT", "properties"): (reading.set_properties, _WRITE),
+    ("blob", "PUT", "lease"): (reading.lease, _WRITE),
+    ("blob", "GET", "blocklist"): (reading.show_blocks, _READ),
+}
+
+
+@dataclass
+class BlobService:
+    """PEP 3333. root: the directory that holds a directory for each account. account: None where there is no such
+    account, or not any more.
+
+    Raises StoreError where an index or a disk cannot be used, and gaierror for a host that there is not: in-process
+    callers get them as they are."""
+
+    root: Path
+    clock: Clock
+    account: Callable[[str], Account | None]
+    indexes: dict[str, Index] = field(default_factory=dict)
+    mutex: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        now = self.clock.now().timestamp()
+        request_id = guid()
+        name, prefix = account_of(environ)
+        call = call_of(environ, name, prefix, now)
+        account = self.account(name)
+        if account is None and not prefix:
+            raise socket.gaierror(socket.EAI_NONAME, f"Name or service not known: {name}{DOMAIN}")
+        try:
+            reply = self._answer(call, account)
+        except BlobError as refusal:
+            reply = _refusal(refusal, request_id, now)
+        return _send(call, reply, request_id, start_response)
+
+    def index(self, account: Account) -> Index:
+        with self.mutex:
+            known = self.indexes.get(account.directory)
+            if known is None:
+                known = Index(self.root / account.directory, self.clock.now().timestamp())
+                self.indexes[account.directory] = known
+            return known
+
+    def close(self) -> None:
+        with self.mutex:
+            while self.indexes:
+                self.indexes.popitem()[1].close()
+
+    def _answer(self, call: Call, account: Account | None) -> Reply:
+        if account is None:
+            raise refused("ResourceNotFound")
+        _check_version(call)
+        handler, need = _operation(call)
+        index = self.index(account)
+        with index.read() as rows:
+            container = rows.container(call.container) if call.container else None
+        grant = access.authorize(call, account, need, container)
+        return handler(call, Place(account, index, grant))
+
+
+def account_of(environ: Mapping[str, Any]) -> tuple[str, str]:
+    """The account's name, and what stands before the container in the path."""
+    host = str(environ.get("HTTP_HOST") or environ.get("SERVER_NAME") or "").partition(":")[0].lower()
+    if host.endswith(DOMAIN):
+        return host.removesuffix(DOMAIN), ""
+    path = str(environ.get("REQUEST_URI") or environ.get("PATH_INFO") or "/").partition("?")[0]
+    name = path.lstrip("/").partition("/")[0]
+    return name, f"/{name}"
+
+
+def _operation(call: Call) -> tuple[Handler, Need]:
+    level = "blob" if call.blob else "container" if call.container else "service"
+    comp, restype = call.query.get("comp", "").lower(), call.query.get("restype", "").lower()
+    if call.query.get("snapshot") or call.query.get("versionid"):
+        raise not_emulated("snapshots and versions of blobs")
+    found = _OPERATIONS.get((level, call.method, comp))
+    if found is None and call.method not in ("GET", "HEAD", "PUT", "POST", "DELETE"):
+        raise refused("UnsupportedHttpVerb")
+    if found is None:
+        raise not_emulated(f"the operation '{call.method} {level}{f' comp={comp}' if comp else ''}'")
+    expected = {"container": "container", "service": "service" if comp == "userdelegationkey" else "", "blob": ""}
+    if restype != expected[level]:
+        raise bad_query("restype", restype)
+    return found
+
+
+def _check_version(call: Call) -> None:
+    version = call.header("x-ms-version")
+    if version and not re.fullmatch(r"20\d\d-\d\d-\d\d", version):
+        raise bad_header("x-ms-version", version)
+
+
+def _refusal(refusal: BlobError, request_id: str, now: float) -> Reply:
+    headers = {"x-ms-error-code": refusal.code, **refusal.headers}
+    if refusal.status == 304:
+        return Reply(304, headers)
+    return Reply(refusal.status, {"Content-Type": "application/xml", **headers}, refusal.xml(request_id, zulu(now)))
+
+
+def _send(call: Call, reply: Reply, request_id: str, start_response: StartResponse) -> Iterable[bytes]:
+    body: Iterable[bytes] = [reply.body] if isinstance(reply.body, bytes) else reply.body
+    length = len(reply.body) if isinstance(reply.body, bytes) else reply.length
+    if call.method == "HEAD" and isinstance(reply.body, bytes):
+        body = [b""]
+    headers = {
+        "Server": _SERVER,
+        "Date": conditions.http_date(call.now),
+        "x-ms-request-id": request_id,
+        "x-ms-version": call.header("x-ms-version") or "2026-10-06",
+        "Content-Length": str(length),
+        **reply.headers,
+    }
+    if call.header("x-ms-client-request-id"):
+        headers["x-ms-client-request-id"] = call.header("x-ms-client-request-id")
+    if call.method == "HEAD" and reply.status >= 400:
+        headers.pop("Content-Type", None)
+        headers["Content-Length"] = "0"
+    start_response(f"{reply.status} {HTTPStatus(reply.status).phrase}", list(headers.items()))
+    return body

@@ -1,0 +1,37 @@
+"""Who calls: the bearer tokens of the embedded tenant, and whom they stand for.
+
+A token is for one audience, as Azure's: one for Resource Manager opens no blob.
+"""
+
+import hashlib
+import hmac
+import uuid
+
+from cloudtrain.emulator.store import Records
+from cloudtrain.emulator.wire import same
+
+STORAGE = "https://storage.azure.com"
+
+
+def caller(records: Records) -> str:
+    """The object id of whoever uses this embedded Azure."""
+    return str(uuid.uuid5(uuid.UUID(records.setting("tenant_id") or ""), "caller"))
+
+
+def storage_token(records: Records, principal: str) -> str:
+    return f"{principal}.{_mac(records, principal)}"
+
+
+def of_storage_token(records: Records, token: str) -> str | None:
+    """The principal's object id; None for what is no token for storage."""
+    principal, _, mac = token.partition(".")
+    return principal if hmac.compare_digest(mac.encode(), _mac(records, principal).encode()) else None
+
+
+def known(records: Records, principal: str) -> bool:
+    return same(principal, caller(records))
+
+
+def _mac(records: Records, principal: str) -> str:
+    key = (records.setting("token") or "").encode()
+    return hmac.new(key, f"{STORAGE}\n{principal}".encode(), hashlib.sha256).hexdigest()
