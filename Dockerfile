@@ -31,7 +31,7 @@ ENV PYTHONUNBUFFERED=1 CHECKPOINT_DIR=/app/Saved_Model TFDS_DATA_DIR=/data
 # Until the first step there is no progress: importing TensorFlow, reading the data, compiling.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=10m CMD ["python3", "-m", "trainer.health"]
 # Exec form, so that SIGTERM reaches the trainer, which saves. It is its own process 1, or a child of docker's --init.
-ENTRYPOINT ["/app/trainer/entrypoint.sh", "python3", "-m", "trainer"]
+ENTRYPOINT ["sh", "/app/trainer/entrypoint.sh", "python3", "-m", "trainer"]
 
 ARG BASE_IMAGE
 ARG VERSION=

@@ -13,6 +13,7 @@ from cloudtrain.call import PLACE, RUN, SPEAKING, Call, Outcome, run, usage, ver
 from cloudtrain.errors import CloudtrainError, Exit
 
 if TYPE_CHECKING:
+    from cloudtrain.image import Build
     from cloudtrain.spec import RunSpec, Settings
     from cloudtrain.workflow.context import Context
     from cloudtrain.workflow.plan import Plan
@@ -72,6 +73,30 @@ def up(
         str | None, typer.Option(help="Deallocate; Delete would take the checkpoints.", show_default=False)
     ] = None,
     image: Image = None,
+    repository: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Build the trainer image and push it there.", show_default=False),
+    ] = None,
+    dockerfile: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Build your own.  [the trainer's]", show_default=False)
+    ] = None,
+    build_context: Annotated[
+        str | None,
+        typer.Option(
+            "--context",
+            metavar="DIRECTORY",
+            help="What the build gets.  [the Dockerfile's directory]",
+            show_default=False,
+        ),
+    ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(metavar="cpu|gpu", help="TensorFlow in the image.  [what the VM size has]", show_default=False),
+    ] = None,
+    build_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An ARG of the Dockerfile.", show_default=False),
+    ] = None,
     mount: Annotated[
         str | None,
         typer.Option(help="Where the container keeps checkpoints.  [/app/Saved_Model]", show_default=False),
@@ -110,6 +135,11 @@ def up(
         "max_price": None if max_price is None else number(max_price),
         "eviction_policy": eviction_policy,
         "image": image,
+        "repository": repository,
+        "dockerfile": dockerfile,
+        "context": build_context,
+        "variant": variant,
+        "build_args": build_arg or None,
         "mount": mount,
         "ssh_key": ssh_key,
         "disk_gb": None if disk_gb is None else number(disk_gb),
@@ -125,33 +155,37 @@ def up(
             existing = workflow.current_spec(ctx, settings.run)
             plan, checks = workflow.dry_run(ctx, _spec_without_key(ctx, settings, existing))
             return call.done(plan, render.plan, all_of(errors_of(checks)))
-        spec = _spec(call, ctx, settings)
+        spec, build = _spec(call, ctx, settings)
         ctx.progress.note(_where(spec, ctx.session.capabilities.bills))
         with _remembered(call, ctx, spec):
             approve = None if yes or not _somebody_is_here() else _ask_for(ctx.progress)
-            result = workflow.up(ctx, spec, accept_terms=accept_terms, approve=approve)
+            result = workflow.up(ctx, spec, build, accept_terms=accept_terms, approve=approve)
         if follow:
             return _follow(call, ctx, result)
     return call.done(result, render.up)
 
 
-def _spec(call: Call, ctx: "Context", settings: "Settings") -> "RunSpec":
+def _spec(call: Call, ctx: "Context", settings: "Settings") -> "tuple[RunSpec, Build | None]":
     from cloudtrain import runs, spec
+    from cloudtrain.workflow import trainer_image
     from cloudtrain.workflow.up import current_spec
 
     existing = current_spec(ctx, settings.run)
     public_key = settings.ssh_key or (existing.ssh_public_key if existing else "")
     if not public_key:
         _, public_key = runs.key_pair(call.home, ctx.session.cloud, settings.run)
-    return spec.resolve(settings, ctx.session.defaults, public_key, existing)
+    build = trainer_image.planned(ctx.session, ctx.progress, settings, existing)
+    return spec.resolve(settings, ctx.session.defaults, public_key, existing, trainer_image.built(build)), build
 
 
 def _spec_without_key(ctx: "Context", settings: "Settings", existing: "RunSpec | None") -> "RunSpec":
     """As `_spec`, but makes nothing: no key pair, and no image needs a name."""
     from cloudtrain import spec
+    from cloudtrain.workflow import trainer_image
 
     public_key = existing.ssh_public_key if existing else ""
-    return spec.complete(settings, ctx.session.defaults, public_key, existing)
+    build = trainer_image.planned(ctx.session, ctx.progress, settings, existing)
+    return spec.complete(settings, ctx.session.defaults, public_key, existing, trainer_image.built(build))
 
 
 def _ask_for(display: Any) -> Callable[["Plan"], None]:

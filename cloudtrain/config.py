@@ -14,6 +14,9 @@ from cloudtrain.errors import CloudtrainError, Exit, InvalidSpec
 from cloudtrain.spec import CHECKS, Settings, check
 
 FILE = "cloudtrain.toml"
+# An image is used as it is, or built.
+IMAGE = "image"
+BUILDING = ("repository", "dockerfile", "context", "variant", "build_args")
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,23 @@ def settings_for_up(table: Mapping[str, object], flags: Mapping[str, object], di
     """Every key of file and flags, checked; flags win. flags: None = not given. Raises InvalidSpec."""
     _refuse_unknown(table)
     checked: dict[str, Any] = {key: _from_file(table, key, directory) for key in CHECKS if key in table}
-    checked |= {key: check(key, value, _flag_name(key)) for key, value in flags.items() if value is not None}
+    given = {key: check(key, value, _flag_name(key)) for key, value in flags.items() if value is not None}
+    for ours, theirs in (((IMAGE,), BUILDING), (BUILDING, (IMAGE,))):
+        if any(key in given for key in ours):  # a flag wins over whatever of the file would contradict it
+            checked = {key: value for key, value in checked.items() if key not in theirs}
+    checked |= given
+    _refuse_two_images(checked)
     checked.setdefault("run", run_from_directory(directory))
     return Settings(**checked)
+
+
+def _refuse_two_images(checked: Mapping[str, Any]) -> None:
+    if IMAGE in checked and "repository" in checked:
+        raise InvalidSpec(
+            f'image is "{checked[IMAGE]}", a published image, and repository is "{checked["repository"]}", where one '
+            "would be pushed that is built here.",
+            "Say one of the two.",
+        )
 
 
 def _refuse_unknown(table: Mapping[str, object]) -> None:
@@ -71,6 +88,8 @@ def _from_file(table: Mapping[str, object], key: str, directory: Path) -> Any:
         return None
     if key == "ssh_key" and isinstance(value, str) and value and not value.startswith(("ssh-", "~", "ecdsa-")):
         value = str(directory / value)
+    if key in ("dockerfile", "context") and isinstance(value, str) and value and not value.startswith("~"):
+        value = str(directory / value)
     return check(key, value, f"{FILE}: {key}")
 
 
@@ -79,6 +98,8 @@ def _flag_name(key: str) -> str:
         return "The run's name"
     if key == "trainer_args":
         return "The trainer's argument list"
+    if key == "build_args":
+        return "--build-arg"
     return "--" + key.replace("_", "-")
 
 

@@ -267,6 +267,11 @@ def down(result: "DownResult", paint: Paint) -> list[str]:
         lines.append(
             "Azure made it itself, other networks may share it, and it costs nothing; --network-watcher deletes it too."
         )
+    for image in result.kept_images:
+        lines.append(f"Kept: {image}")
+        lines.append(
+            "The image that up pushed, and its earlier versions, stay in their registry: other runs may use them."
+        )
     return lines
 
 

@@ -17,9 +17,10 @@ from cloudtrain.errors import InvalidSpec
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that decides what a run is. It is kept, as JSON, in the tags of the run's resource group.
 
-    image: the trainer image, a Docker reference. mount: absolute path in the container where checkpoints go.
-    vm_image: URN publisher:offer:sku:version. max_price: USD an hour, -1 = up to the on-demand price.
-    ssh_public_key: one OpenSSH line. arguments: handed to the trainer as they are. disk_gb: OS disk, GiB.
+    image: the trainer image, a Docker reference. built_from: 'trainer' where `up` builds it from the trainer that comes
+    along, 'own' from the user's Dockerfile, empty where it is a published one. mount: absolute path in the container
+    where checkpoints go. vm_image: URN publisher:offer:sku:version. max_price: USD an hour, -1 = up to the on-demand
+    price. ssh_public_key: one OpenSSH line. arguments: handed to the trainer as they are. disk_gb: OS disk, GiB.
     """
 
     run: str
@@ -33,6 +34,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     eviction_policy: str
     ssh_public_key: str
     disk_gb: int
+    built_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Settings:
     max_price: float | None = None
     eviction_policy: str | None = None
     image: str | None = None
+    repository: str | None = None
+    dockerfile: str | None = None
+    context: str | None = None
+    variant: str | None = None
+    build_args: tuple[tuple[str, str], ...] | None = None
     mount: str | None = None
     ssh_key: str | None = None
     disk_gb: int | None = None
@@ -105,6 +112,7 @@ _IMAGE = re.compile(
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?"
     r"(?:@sha256:[a-f0-9]{64})?"
 )
+_ARGUMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -194,6 +202,41 @@ def _image(value: object) -> str:
     raise Unfit("a Docker image reference, as in registry.example.com/team/trainer:1.0", hint)
 
 
+def _repository(value: object) -> str:
+    name = _text(value)
+    match = _IMAGE.fullmatch(name)
+    if match and match["name"] == name and len(name) <= 255:
+        return name
+    if match:
+        raise Unfit("a repository without a tag, which is the digest of what the image is built from")
+    lower = name.lower()
+    hint = f'A repository has small letters: "{lower}"?' if _IMAGE.fullmatch(lower) else ""
+    raise Unfit("a repository to push to, as in hub-user/trainer or registry.example.com/team/trainer", hint)
+
+
+def _variant(value: object) -> str:
+    if value not in ("cpu", "gpu"):
+        raise Unfit('"cpu" or "gpu"')
+    return str(value)
+
+
+def _build_args(value: object) -> tuple[tuple[str, str], ...]:
+    """A table in the file, texts NAME=VALUE on the command line."""
+    expected = 'names and texts, as in build_args = { BASE_IMAGE = "debian:12" } or --build-arg BASE_IMAGE=debian:12'
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, list | tuple):
+        pairs = [
+            (name, text if equals else None) for name, equals, text in (str(each).partition("=") for each in value)
+        ]
+    else:
+        raise Unfit(expected)
+    for name, text in pairs:
+        if not isinstance(text, str) or not _ARGUMENT_NAME.fullmatch(name):
+            raise Unfit(expected)
+    return tuple(sorted(pairs))
+
+
 def _mount(value: object) -> str:
     expected = "an absolute path in the container, as in /app/Saved_Model"
     path = _text(value)
@@ -260,6 +303,11 @@ CHECKS: Mapping[str, Callable[[object], Any]] = {
     "max_price": _max_price,
     "eviction_policy": _eviction_policy,
     "image": _image,
+    "repository": _repository,
+    "dockerfile": _text,
+    "context": _text,
+    "variant": _variant,
+    "build_args": _build_args,
     "mount": _mount,
     "ssh_key": _ssh_key,
     "disk_gb": _disk_gb,
@@ -360,19 +408,31 @@ def merge_arguments(defaults: Sequence[str], given: Sequence[str]) -> tuple[str,
     return (*kept, *given)
 
 
-def resolve(settings: Settings, defaults: Defaults, public_key: str, existing: RunSpec | None = None) -> RunSpec:
+def resolve(
+    settings: Settings,
+    defaults: Defaults,
+    public_key: str,
+    existing: RunSpec | None = None,
+    built: tuple[str, str] | None = None,
+) -> RunSpec:
     """The spec: what was said, completed by what the run already is, else by the cloud's defaults.
 
-    public_key: the OpenSSH line that the VM lets in. Raises InvalidSpec where a value is needed and
-    nobody gave it, and where the whole is larger than Azure's tags can keep.
+    public_key: the OpenSSH line that the VM lets in. built: the image that `up` builds, and what from. Raises
+    InvalidSpec where a value is needed and nobody gave it, and where the whole is larger than Azure's tags can keep.
     """
-    spec = complete(settings, defaults, public_key, existing)
+    spec = complete(settings, defaults, public_key, existing, built)
     check_image_named(spec)
     _check_size(spec)
     return spec
 
 
-def complete(settings: Settings, defaults: Defaults, public_key: str, existing: RunSpec | None = None) -> RunSpec:
+def complete(
+    settings: Settings,
+    defaults: Defaults,
+    public_key: str,
+    existing: RunSpec | None = None,
+    built: tuple[str, str] | None = None,
+) -> RunSpec:
     """As `resolve`, but what is missing stays empty."""
     base = existing or _from_defaults(settings.run, defaults)
     if settings.trainer_args is None:
@@ -380,6 +440,10 @@ def complete(settings: Settings, defaults: Defaults, public_key: str, existing: 
     else:
         arguments = merge_arguments(defaults.arguments, settings.trainer_args)
     said = {key: getattr(settings, key) for key in _KEPT if getattr(settings, key) is not None}
+    if built is not None:
+        said |= {"image": built[0], "built_from": built[1]}
+    elif settings.image is not None:
+        said["built_from"] = ""
     return msgspec.structs.replace(base, **said, arguments=arguments, ssh_public_key=settings.ssh_key or public_key)
 
 
@@ -388,7 +452,7 @@ def check_image_named(spec: RunSpec) -> None:
     if not spec.image:
         raise InvalidSpec(
             "No trainer image was named, and this cloud has none of its own.",
-            "Name a published one: --image REFERENCE, or image = ... in cloudtrain.toml.",
+            "Have one built and pushed: --repository HUB-USER/NAME; or name a published one: --image REFERENCE.",
         )
 
 

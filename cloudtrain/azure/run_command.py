@@ -5,7 +5,7 @@ only when its execution state says so and its own last line carries the marker t
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cloudtrain.azure import names
@@ -46,15 +46,17 @@ def run(
     timeout_seconds: int = OBSERVE_SECONDS,
     on_output: Callable[[str], None] | None = None,
     keep: bool = False,
+    protected: Mapping[str, str] | None = None,
 ) -> str:
     """Run a script on the VM as root and return the last 4096 bytes of its output, once it has ended.
 
     name: the command's name; a second run under the same name kills the first. on_output is handed what is new in the
-    output whenever Azure refreshes it. keep: leave the command on the VM, so that its result can be looked up later.
+    output whenever Azure refreshes it. protected: environment variables of the script that Azure keeps encrypted and
+    never shows again. keep: leave the command on the VM, so that its result can be looked up later.
     Raises GuestUnreachable, Refused.
     """
     vm_name = names.vm(group.run, group.generation)
-    _begin(session, group, clock, name, script, timeout_seconds)
+    _begin(session, group, clock, name, script, timeout_seconds, protected or {})
     shown = ""
     while True:
         view = _view(session, group, vm_name, name)
@@ -82,13 +84,22 @@ def unseen(before: str, now: str) -> str:
     return now
 
 
-def _begin(session: Session, group: Group, clock: Clock, name: str, script: str, timeout_seconds: int) -> None:
+def _begin(
+    session: Session,
+    group: Group,
+    clock: Clock,
+    name: str,
+    script: str,
+    timeout_seconds: int,
+    protected: Mapping[str, str],
+) -> None:
     from azure.core.exceptions import HttpResponseError
 
     body = {
         "location": group.location,
         "properties": {
             "source": {"script": script},
+            "protectedParameters": [{"name": key, "value": value} for key, value in protected.items()],
             "asyncExecution": True,
             "timeoutInSeconds": timeout_seconds,
         },

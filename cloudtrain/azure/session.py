@@ -24,7 +24,8 @@ PRICES_URL = "https://prices.azure.com"
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a run gets where the user says nothing. trainer_image: None = the user has to name one."""
+    """What a run gets where the user says nothing. trainer_image: None = the user has to name one, or a repository.
+    repository: where every image that is built goes; None = where the user says."""
 
     location: str = "eastus"
     # Spot-capable and inside the 3 Spot cores of a new subscription.
@@ -33,6 +34,7 @@ class Defaults:
     mount: str = "/app/Saved_Model"
     disk_gb: int = 64
     trainer_image: str | None = None
+    repository: str | None = None
     arguments: tuple[str, ...] = ()
 
 

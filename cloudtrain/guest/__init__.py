@@ -13,10 +13,11 @@ from cloudtrain.guest.outcome import (
     parse_start,
     parse_stop,
 )
-from cloudtrain.guest.scripts import await_script, install_script, observe_script, save_and_stop_script
+from cloudtrain.guest.scripts import PULL_LOGIN, await_script, install_script, observe_script, save_and_stop_script
 from cloudtrain.guest.settings import GuestSettings
 
 __all__ = [
+    "PULL_LOGIN",
     "GuestSettings",
     "IncompleteOutput",
     "Observation",

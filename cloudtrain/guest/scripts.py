@@ -18,6 +18,8 @@ from cloudtrain.guest.settings import GuestSettings
 MARKER = "cloudtrain-done"
 LOGS = ("training", "container", "startup", "eviction")
 INSTALLED = ("guest.py", "trainer_output.py", "run_trainer.py", "eviction_watch.py", "startup-script.sh")
+# The environment variable, a protected parameter, that brings a docker config.json in base64.
+PULL_LOGIN = "CLOUDTRAIN_PULL_LOGIN"
 CRON_LINE = "@reboot /cloudtrain/startup-script.sh"
 
 

@@ -12,13 +12,15 @@ from cloudtrain.workflow.context import Context
 
 
 class DownResult(msgspec.Struct, frozen=True):
-    """Resource ids. left: what should be gone and is not. kept: what is left alone on purpose."""
+    """Resource ids. left: what should be gone and is not. kept: what is left alone on purpose. kept_images: the
+    run's trainer image where `up` pushed it; it stays in its registry, as its earlier versions do."""
 
     run: str
     cloud: str
     deleted: list[str]
     left: list[str]
     kept: list[str]
+    kept_images: list[str]
     searched: list[str]
 
 
@@ -27,6 +29,7 @@ def down(ctx: Context, run: str, *, network_watcher: bool = False) -> DownResult
     group = groups.find(ctx.session, run)
     if network_watcher:
         _refuse_shared_watcher(ctx, names.group(run))
+    kept_images = _pushed(ctx, group) if group else []
     deleted = _delete_group(ctx, group) if group else []
     if network_watcher:
         deleted += _delete_watcher(ctx)
@@ -39,6 +42,7 @@ def down(ctx: Context, run: str, *, network_watcher: bool = False) -> DownResult
         deleted=[resource for resource in deleted if resource not in left],
         left=left,
         kept=kept,
+        kept_images=kept_images,
         searched=[ctx.session.cloud],
     )
 
@@ -49,6 +53,11 @@ def _delete_group(ctx: Context, group: Group) -> list[str]:
     with ctx.progress.step("deleting the resource group", usually="a few minutes on Azure"):
         _wait(ctx, groups.begin_delete(ctx.session, group))
     return made
+
+
+def _pushed(ctx: Context, group: Group) -> list[str]:
+    # A rehearsal's registry goes with the rehearsal.
+    return [group.spec.image] if group.spec.built_from and ctx.session.defaults.repository is None else []
 
 
 def _refuse_shared_watcher(ctx: Context, group_name: str) -> None:

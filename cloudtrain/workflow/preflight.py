@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cloudtrain import image
 from cloudtrain import spec as specs
 from cloudtrain.azure import preflight, providers, terms
 from cloudtrain.azure.preflight import PROVIDERS, TERMS, Readings
@@ -38,10 +39,12 @@ def trainer_image(ctx: Context, spec: RunSpec) -> Check:
     try:
         specs.check_image_named(spec)
         check_image(ctx.session, spec.image)
+        pulled = ctx.session.capabilities.published_images
+        seen = image.look(spec.image, built=bool(spec.built_from)) if pulled else None
     except CloudtrainError as error:
         return failed(name, error)
-    if ctx.session.capabilities.published_images:
-        return unknown(name, f"{spec.image} was not looked up in its registry; the VM pulls it.")
+    if pulled:
+        return passed(name, seen) if seen else unknown(name, f"{spec.image}: nobody here can ask its registry.")
     return passed(name, f"{spec.image}: the trainer of this Python environment")
 
 

@@ -3,6 +3,7 @@
 All reading goes through `observe`. What the guest says is only information: Azure's power state decides what a VM is.
 """
 
+import base64
 import codecs
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from cloudtrain.azure.group import Group, Intent, LastProgress
 from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.errors import CloudtrainError, Exit
 from cloudtrain.guest import GuestSettings, Observation, StartOutcome
+from cloudtrain.image import ImageError, pull_login
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.results import Training
 
@@ -50,6 +52,7 @@ def begin(ctx: Context, group: Group) -> Outcome:
 
     Raises TrainingFailed, GuestUnreachable, Refused."""
     nonce = run_command.new_nonce()
+    login = _pull_login(ctx, group.spec.image)
     with ctx.progress.step("training", usually="2 to 10 minutes on Azure") as step:
         output = run_command.run(
             ctx.session,
@@ -59,6 +62,7 @@ def begin(ctx: Context, group: Group) -> Outcome:
             script=guest.install_script(_settings(ctx, group), nonce, timeout=START_SECONDS),
             timeout_seconds=START_SECONDS + 300,
             on_output=lambda text: _show(step.update, text),
+            protected=login,
         )
         outcome = _started(group, output, nonce)
     training = _of_start(outcome)
@@ -66,6 +70,18 @@ def begin(ctx: Context, group: Group) -> Outcome:
         training = of(observe(ctx, group))
     remember(ctx, group, training)
     return Outcome(outcome.seen, training)
+
+
+def _pull_login(ctx: Context, image: str) -> dict[str, str]:
+    """The right to pull a private image, as the installing script takes it; on a VM that has it, it stays."""
+    if not ctx.session.capabilities.published_images:
+        return {}
+    try:
+        login = pull_login(image)
+    except ImageError as error:
+        ctx.progress.note(f"{error.message}. The VM tries without a login.")
+        return {}
+    return {guest.PULL_LOGIN: base64.b64encode(login.encode()).decode()} if login else {}
 
 
 def save_and_stop(ctx: Context, group: Group) -> int | None:
@@ -162,7 +178,7 @@ class LogReader:
 
 def _settings(ctx: Context, group: Group) -> GuestSettings:
     spec = group.spec
-    ours = spec.image == ctx.session.defaults.trainer_image
+    ours = spec.built_from == "trainer" or spec.image == ctx.session.defaults.trainer_image
     return GuestSettings(
         run=group.run,
         generation=group.generation,

@@ -1,5 +1,6 @@
 """`up`: make what is missing, start what is stopped, and end when training is under way. Run again, it converges."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,10 @@ from cloudtrain.azure.session import check_image
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.checks import Check, refuse_failed
 from cloudtrain.errors import InvalidSpec, Refused
+from cloudtrain.image import Build, Ensured, ImageError
 from cloudtrain.spec import RunSpec
 from cloudtrain.together import together
-from cloudtrain.workflow import plan, power, preflight, training
+from cloudtrain.workflow import plan, power, preflight, trainer_image, training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.plan import Plan
 from cloudtrain.workflow.results import Training, VmInfo, vm_info
@@ -31,7 +33,8 @@ AT_NEXT_START = ("image", "mount", "arguments")
 
 class UpResult(msgspec.Struct, frozen=True):
     """created: this command made the run. seen: how training was seen to be under way: 'progress' (its step moved),
-    'container' (an image that writes no progress: its container stayed up) or 'finished'."""
+    'container' (an image that writes no progress: its container stayed up) or 'finished'. image: the trainer image;
+    image_built, image_pushed: what this command did for it."""
 
     run: str
     cloud: str
@@ -41,6 +44,9 @@ class UpResult(msgspec.Struct, frozen=True):
     seen: str
     vm: VmInfo
     training: Training | None
+    image: str
+    image_built: bool
+    image_pushed: bool
     notes: list[str]
 
 
@@ -51,27 +57,33 @@ def current_spec(ctx: Context, run: str) -> RunSpec | None:
 
 
 def up(
-    ctx: Context, spec: RunSpec, *, accept_terms: bool = False, approve: Callable[[Plan], None] | None = None
+    ctx: Context,
+    spec: RunSpec,
+    build: Build | None = None,
+    *,
+    accept_terms: bool = False,
+    approve: Callable[[Plan], None] | None = None,
 ) -> UpResult:
-    """accept_terms: those of the VM image, for the subscription. approve: is shown the plan of a new VM that costs
-    money, and raises where the user will not have it.
+    """build: makes spec.image. accept_terms: those of the VM image, for the subscription. approve: is shown the plan of
+    a new VM that costs money, and raises where the user will not have it. A new run that gets no VM or no image is
+    removed again.
 
-    Raises InvalidSpec, Refused, TrainingFailed, GuestUnreachable. A run that gets no VM is removed again."""
+    Raises InvalidSpec, Refused, ImageError, TrainingFailed, GuestUnreachable."""
     group = _after_deletion(ctx, spec.run)
     created = group is None
     notes: list[str] = []
     vm = vms.find(ctx.session, group) if group else None
+    image = trainer_image.NOTHING_DONE
     if group is not None and vm is not None:
+        allowed_changes(group, vm, spec)
+        image, build = _image_first(ctx, group, spec, build), None
         group, notes = _adopt(ctx, group, vm, spec)
     if group is None or vm is None:
         _prepare(ctx, spec, group, accept_terms, approve)
         group = _create_group(ctx, spec)
     was_off = vm is not None and vm.power is not PowerState.RUNNING
-    try:
-        group, vm = _ensure_running(ctx, group)
-    except Refused:
-        _undo(ctx, group)
-        raise
+    group, vm, done = _run_and_image(ctx, group, build)
+    image = image if build is None else done
     if was_off and notes:
         # Booting has started the trainer as it was; the changed spec wants a trainer of its own.
         training.save_and_stop(ctx, group)
@@ -86,6 +98,9 @@ def up(
         seen=outcome.seen,
         vm=vm_info(vm, network.public_ip(ctx.session, group)),
         training=outcome.training,
+        image=group.spec.image,
+        image_built=image.built,
+        image_pushed=image.pushed,
         notes=notes,
     )
 
@@ -99,6 +114,28 @@ def dry_run(ctx: Context, spec: RunSpec) -> tuple[Plan, list[Check]]:
     with ctx.progress.step(f"preflight checks for {spec.size} in {spec.location}", usually="a few seconds on Azure"):
         found = preflight.examine(ctx, spec, held_size=vm.size if vm else "")
     return plan.make(ctx, spec, found, group, vm, changes), found.checks
+
+
+def _image_first(ctx: Context, group: Group, spec: RunSpec, build: Build | None) -> Ensured:
+    """Of a run that exists: nothing of it changes before its image is there."""
+    check_image(ctx.session, spec.image)
+    if build is not None:
+        return build.ensure(ctx.progress, threading.Event())
+    if spec.image != group.spec.image:
+        refuse_failed([preflight.trainer_image(ctx, spec)])
+    return trainer_image.NOTHING_DONE
+
+
+def _run_and_image(ctx: Context, group: Group, build: Build | None) -> tuple[Group, Vm, Ensured]:
+    try:
+        (made, vm), image = trainer_image.beside(lambda: _ensure_running(ctx, group), build, ctx.progress)
+    except ImageError:
+        _undo(ctx, group, running=True)
+        raise
+    except Refused:
+        _undo(ctx, group)
+        raise
+    return made, vm, image
 
 
 def _after_deletion(ctx: Context, run: str) -> Group | None:
@@ -130,7 +167,6 @@ def _create_group(ctx: Context, spec: RunSpec) -> Group:
 
 def _adopt(ctx: Context, group: Group, vm: Vm, wanted: RunSpec) -> tuple[Group, list[str]]:
     """Take up what changed of an existing run's spec; returns what was taken up, in words. Raises InvalidSpec."""
-    check_image(ctx.session, wanted.image)
     changes = allowed_changes(group, vm, wanted)
     if not changes:
         return group, []
@@ -170,7 +206,8 @@ def allowed_changes(group: Group, vm: Vm | None, wanted: RunSpec) -> list[str]:
 def _changes(old: RunSpec, new: RunSpec) -> dict[str, str]:
     """Key -> "key: 'old' -> 'new'" for every key that differs."""
     before, after = msgspec.to_builtins(old), msgspec.to_builtins(new)
-    return {key: f"{key}: {before[key]!r} -> {after[key]!r}" for key in before if before[key] != after[key]}
+    told = [key for key in before if key != "built_from" and before[key] != after[key]]  # the image says it
+    return {key: f"{key}: {before[key]!r} -> {after[key]!r}" for key in told}
 
 
 def _refuse_changes(run: str, texts: list[str]) -> InvalidSpec:
@@ -221,12 +258,13 @@ def _create_vm(ctx: Context, group: Group) -> Vm:
         return vms.create(ctx.session, group, subnet_id=subnet_id, nsg_id=nsg_id)
 
 
-def _undo(ctx: Context, group: Group) -> None:
-    """Azure refused the VM: a group that never trained holds nothing of the user's, and would only be in the way."""
+def _undo(ctx: Context, group: Group, *, running: bool = False) -> None:
+    """No VM, or no image for it: a group that never trained holds nothing of the user's, and would only be in the way.
+    running: a VM that runs goes, too."""
     if group.trained:
         return
     vm = vms.find(ctx.session, group)
-    if vm is not None and not vm.gone_wrong:
+    if vm is not None and not vm.gone_wrong and not running:
         return
     with ctx.progress.step("removing what was made"):
         poller = groups.begin_delete(ctx.session, group)

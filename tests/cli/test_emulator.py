@@ -29,6 +29,7 @@ def test_an_empty_cloud_has_no_runs_and_nothing_to_delete(quick: Any) -> None:
             "deleted": [],
             "left": [],
             "kept": [],
+            "kept_images": [],
             "searched": ["embedded"],
         }
 

@@ -63,7 +63,7 @@ STATUS = StatusResult(
 )
 # Fields of `data`: a promise to scripts. Adding one is fine; README has to name it.
 PROMISED = {
-    UpResult: "run cloud resource_group state created seen vm training notes",
+    UpResult: "run cloud resource_group state created seen vm training image image_built image_pushed notes",
     Plan: "run cloud subscription resource_group action location size hardware vm_image image arguments disk_gb"
     " max_price eviction_policy bills price registers resources changes checks",
     PlannedResource: "type name exists by_azure",
@@ -76,7 +76,7 @@ PROMISED = {
     RestartResult: "run cloud state action seen training",
     EvictionResult: "run cloud state notice_seconds saved_step resumed_step steps_lost steps_lost_note timeline"
     " training",
-    DownResult: "run cloud deleted left kept searched",
+    DownResult: "run cloud deleted left kept kept_images searched",
     ListResult: "runs searched",
     RunEntry: "run cloud resource_group location state size created",
     TimelineEntry: "event at_seconds",
@@ -220,12 +220,21 @@ def test_steps_lost_may_be_unknown_and_an_evicted_run_can_be_brought_back() -> N
 
 
 def test_down_names_what_is_left_and_what_is_kept() -> None:
-    result = DownResult(run="horses", cloud="azure", deleted=["/a"], left=["/b"], kept=["/w"], searched=["azure"])
+    result = DownResult(
+        run="horses",
+        cloud="azure",
+        deleted=["/a"],
+        left=["/b"],
+        kept=["/w"],
+        kept_images=["me/trainer:1"],
+        searched=["azure"],
+    )
     text = shown(render.down, result)
     assert "deleted 1 resource." in text and "Still there (1):\n  /b" in text and "Kept: /w" in text
+    assert "Kept: me/trainer:1" in text and "stay in their registry" in text
     assert "Nothing of the run is left" not in text
     assert "Nothing of the run is left" in shown(render.down, changed(result, left=[]))
-    nothing = shown(render.down, changed(result, deleted=[], left=[], kept=[]))
+    nothing = shown(render.down, changed(result, deleted=[], left=[], kept=[], kept_images=[]))
     assert "nothing to delete" in nothing and "Azure" in nothing
 
 
@@ -255,6 +264,9 @@ def test_up_without_progress_says_what_was_seen() -> None:
         seen="container",
         vm=VM,
         training=None,
+        image="me/script:1",
+        image_built=False,
+        image_pushed=False,
         notes=[],
     )
     assert "no step was seen" in shown(render.up, result)

@@ -195,6 +195,7 @@ def remove(name: str) -> int:
 
 
 def pull(image: str) -> int:
+    (HOME / "pulled-with").write_text(json.dumps(dict(os.environ)))
     if (HOME / "no-pull").exists():
         return fail((HOME / "no-pull").read_text())
     print("a1: Pulling fs layer\na1: Pull complete", flush=True)

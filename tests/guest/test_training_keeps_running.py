@@ -1,9 +1,12 @@
 """The startup script: one trainer, kept running, whatever is killed or asked for meanwhile."""
 
+import base64
 import json
 from dataclasses import replace
 
 import psutil
+
+from cloudtrain.guest import PULL_LOGIN
 
 from .guest_vm import Vm, begin_install, eventually, signal_all
 
@@ -168,6 +171,27 @@ def test_a_pull_that_fails_without_an_image_is_a_clear_failure(vm: Vm) -> None:
     outcome = vm.install()
     assert outcome.rc == 5
     assert any("example/trainer:1 cannot be pulled: denied" in line for line in outcome.text)
+
+
+def test_the_right_to_pull_is_kept_for_root_alone_and_handed_to_nobody_but_the_pull(vm: Vm) -> None:
+    config = json.dumps({"auths": {"registry.example.com": {"auth": "YWRhOnNlY3JldA=="}}})
+    login = base64.b64encode(config.encode()).decode()
+    vm.environment[PULL_LOGIN] = login  # as RunCommand hands over a protected parameter
+    assert vm.install().seen == "progress"
+    kept = vm.home / "docker" / "config.json"
+    assert kept.read_text() == config
+    assert (kept.stat().st_mode & 0o777, kept.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    pulled = json.loads((vm.engine / "pulled-with").read_text())
+    assert pulled["DOCKER_CONFIG"] == str(kept.parent) and PULL_LOGIN not in pulled
+    secrets = (login, "YWRhOnNlY3JldA==")
+    for process in vm.processes():
+        assert PULL_LOGIN not in process.environ() and "DOCKER_CONFIG" not in process.environ()
+        assert not [secret for secret in secrets if secret in " ".join(process.cmdline())]
+    files = [path for path in vm.disk.rglob("*") if path.is_file()]
+    holding = [path for path in files if any(secret in path.read_text(errors="replace") for secret in secrets)]
+    assert holding == [kept]
+    del vm.environment[PULL_LOGIN]
+    assert vm.start_again().rc == 0 and kept.exists()  # another installation, from where nobody is logged in
 
 
 def test_an_engine_that_is_late_is_waited_for(vm: Vm) -> None:

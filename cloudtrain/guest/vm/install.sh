@@ -30,6 +30,15 @@ put_crontab_line() {
   printf '%s\n' "$kept$line" | crontab - || fail "cannot write the crontab"
 }
 
+# The right to pull a private image: a file that only root reads, and nothing that a program started below inherits
+put_pull_login() {
+  local login="${CLOUDTRAIN_PULL_LOGIN:-}"
+  unset CLOUDTRAIN_PULL_LOGIN
+  if [ -z "$login" ]; then return; fi
+  (umask 077 && mkdir -p "$here/docker" && printf '%s' "$login" | base64 -d >"$here/docker/.config.json.new" &&
+    mv -f "$here/docker/.config.json.new" "$here/docker/config.json") || fail "cannot write $here/docker/config.json"
+}
+
 # In a unit of its own where systemd runs, because a restart of Azure's agent ends everything that belongs to it
 start_training() {
   exec 8>&-
@@ -54,3 +63,4 @@ if [ ! -e "$here/models/log.txt" ]; then
 fi
 exec 8>>"$here/install.lock"
 flock -w 60 8 || fail "another installation is under way"
+put_pull_login

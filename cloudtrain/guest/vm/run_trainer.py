@@ -27,6 +27,7 @@ KILLED = (137, 143)  # SIGKILL, SIGTERM
 HOPELESS = (2, 126, 127)
 STOP_SECONDS = 60  # that the engine gives a container to save, on its way down
 TICK_SECONDS = 0.25
+LOGIN = guest.ROOT / "docker"  # a docker config.json that may pull the image, readable by root alone
 POWER_CUT = (137, 143, 255)  # how a container is found after the VM, or the engine, was cut off
 
 down = threading.Event()  # this VM goes down
@@ -122,12 +123,15 @@ def pull(image: str, state: State) -> None:
 def pull_once(image: str, state: State) -> str:
     """Why it failed, or nothing."""
     state.stage("pull", image)
+    # Of a private image; `up` has put it there.
+    login = {"DOCKER_CONFIG": str(LOGIN)} if (LOGIN / "config.json").exists() else {}
     try:
         client = subprocess.Popen(
             ["docker", "pull", image],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            env={**os.environ, **login},
         )
     except OSError as error:
         return str(error)

@@ -1,0 +1,65 @@
+"""The run's trainer image: whether `up` builds one, and building it beside the making of network and VM."""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from cloudtrain import image
+from cloudtrain.azure.session import Session
+from cloudtrain.image.engine import Cancelled
+from cloudtrain.image.plan import Ensured
+from cloudtrain.progress import Progress
+from cloudtrain.spec import RunSpec, Settings
+from cloudtrain.together import together
+from cloudtrain.workflow.training import has_gpu
+
+Made = TypeVar("Made")
+NOTHING_DONE = Ensured(built=False, pushed=False)
+BUILDING = ("repository", "dockerfile", "context", "variant", "build_args")
+
+
+def planned(session: Session, progress: Progress, settings: Settings, existing: RunSpec | None) -> image.Build | None:
+    """What `up` has to build: nothing where a published image is named, or where the run has one and nothing is said of
+    building. Reads the build context. Raises InvalidSpec."""
+    said = any(getattr(settings, name) is not None for name in BUILDING)
+    if not session.capabilities.published_images:
+        if said:
+            progress.note(
+                "Nothing is built or pushed: this rehearsal trains with the trainer of this Python environment."
+            )
+        return None
+    rehearsed = session.defaults.repository
+    if existing is not None and not said and not (rehearsed and existing.built_from == "trainer"):
+        return None
+    size = settings.size or (existing.size if existing else session.defaults.size)
+    with progress.step("reading the build context"):
+        return image.plan(settings, repository=rehearsed or settings.repository, gpu=has_gpu(size))
+
+
+def built(build: image.Build | None) -> tuple[str, str] | None:
+    """What the spec keeps of it: the image, and what it is built from."""
+    return (build.image, "own" if build.own else "trainer") if build else None
+
+
+def beside(make: Callable[[], Made], build: image.Build | None, progress: Progress) -> tuple[Made, Ensured]:
+    """Do `make` and the build side by side. Where one fails the other is ended, or waited for; the first error of the
+    two is raised."""
+    if build is None:
+        return make(), NOTHING_DONE
+    failed = threading.Event()
+
+    def made() -> Made:
+        try:
+            return make()
+        except BaseException:
+            failed.set()
+            raise
+
+    def built() -> Ensured:
+        try:
+            return build.ensure(progress, failed)
+        except Cancelled:
+            return NOTHING_DONE
+
+    results = together(made, built)
+    return results[0], results[1]
