@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import progress
 from trainer.directory import Directory, open_directory
 from trainer.errors import FAILED, FINISHED, Refused, TrainerError
-from trainer.journal import Journal, now
+from trainer.journal import Journal, before_first_step
 from trainer.options import Options, parse
 from trainer.stop import StopRequest
 
@@ -55,9 +55,7 @@ def _train(options: Options, stop: StopRequest) -> int:
 
     directory = open_directory(options.checkpoint_dir)
     journal = Journal(directory.journal)
-    stop.before_leaving = lambda: journal.write(
-        f"Training was asked to stop at: {now()}, before its first step: there is nothing new to save"
-    )
+    stop.before_leaving = lambda: journal.write(before_first_step())
     restored = run.find_state(directory, _job(options))
     if _is_finished(directory, restored, options):
         print(f"training in {directory.root} has finished already, at step {restored.position.step}")

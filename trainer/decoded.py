@@ -133,7 +133,12 @@ class Writer:
             array.flush()
 
     def _array(self, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> Any:
-        return np.lib.format.open_memmap(self.aside / f"{name}.npy", "w+", np.dtype(dtype), shape)
+        path = self.aside / f"{name}.npy"
+        array = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+        # Writing to a mapped file on a full disk ends the process (SIGBUS): take the room while one may refuse.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return array
 
     def publish(self, name: str, source: str, class_names: tuple[str, ...]) -> None:
         content = zlib.crc32(json.dumps(self.checksums, sort_keys=True).encode())

@@ -50,7 +50,10 @@ class BestModel:
             self._cost = self._exported_at - begun
 
     def export(self) -> None:
-        """Make `best.keras` from what was kept; the model's variables are those of the best one then."""
+        """Make `best.keras` from what was kept; the model's variables are those of the best one then.
+
+        Raises OSError, and checkpoint.Damaged where what was kept is no longer whole.
+        """
         best = checkpoint.read(self._directory.best)
         for index, variable in enumerate(self._model.variables):
             variable.assign(best.tensors[str(index)])

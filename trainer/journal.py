@@ -12,6 +12,10 @@ def now() -> str:
     return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
 
 
+def before_first_step() -> str:
+    return f"Training was asked to stop at: {now()}, before its first step: there is nothing new to save"
+
+
 class Journal:
     """Appends lines to a file and shows them on stdout. A line that cannot be written is still shown."""
 

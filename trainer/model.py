@@ -25,6 +25,8 @@ def build(name: str, image_shape: tuple[int, int, int], classes: int) -> Any:
     if ":" in name:
         return _own(name, image_shape, classes)
     base = _application(name, image_shape, classes)
+    # Probabilities in half precision are too coarse for a loss (the advice of Keras' guide to mixed precision).
+    base.layers[-1].dtype_policy = "float32"
     for layer in _flat(base):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = MOMENTUM

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections import deque
@@ -57,7 +58,9 @@ class Progress:
 
     def write(self, state: Mapping[str, Any]) -> None:
         self._last = time.monotonic()
-        content = json.dumps({**state, "time": round(time.time(), 3)}).encode()
+        # JSON has no NaN: a loss that has diverged is null.
+        metrics = {name: value if math.isfinite(value) else None for name, value in state["metrics"].items()}
+        content = json.dumps({**state, "metrics": metrics, "time": round(time.time(), 3)}).encode()
         try:
             files.write_bytes(self.path, content, durable=False)
         except OSError:

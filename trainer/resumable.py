@@ -16,6 +16,7 @@ from trainer import decoded, fingerprint, policy, progress
 from trainer.data import Batches
 from trainer.directory import default_root, open_directory
 from trainer.errors import Refused
+from trainer.journal import Journal, before_first_step
 from trainer.run import EventLog, Restored, Run, Schedule, Settings, find_state
 from trainer.stop import StopRequest
 from trainer.variables import Variables
@@ -148,6 +149,8 @@ class ResumableRun:
         if threading.current_thread() is not threading.main_thread():
             raise Refused("signals reach the main thread alone: train there")
         self._directory = open_directory(self._root)
+        journal = Journal(self._directory.journal)
+        self._stop.before_leaving = lambda: journal.write(before_first_step())
         try:
             self._restored = find_state(self._directory, self._settings.job)
             variables = Variables(self._model, self._optimizer, extra=self._metric_variables)

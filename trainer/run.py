@@ -270,6 +270,7 @@ class Run:
         for attempt in range(FINAL_ATTEMPTS):
             if self.save_now():
                 return
+            self.check_stop()
             time.sleep(FINAL_PAUSE * (attempt < FINAL_ATTEMPTS - 1))
         raise TrainerError(
             f"training is done, but its result could not be saved in {self.directory.root}",

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from trainer import devices, export, fingerprint, model, progress, step, tensorboard
+from trainer import checkpoint, devices, export, fingerprint, model, progress, step, tensorboard
 from trainer.adam import FusedAdam
 from trainer.data import Batches
 from trainer.decoded import Dataset, Split
@@ -147,10 +147,20 @@ def _finish(run: Run, network: Network, best: export.BestModel) -> None:
     run.finish()
     try:
         export.export(network.model, run.directory.final_model)
-        best.export()
+        _export_best(run, network, best)
     except OSError as error:
         raise TrainerError(
             f"training is done and saved, but the models could not be exported: {error.strerror}",
             hint="make room there and start the same command again",
         ) from error
     run.finished()
+
+
+def _export_best(run: Run, network: Network, best: export.BestModel) -> None:
+    """A best model that could not be kept (disk full), or was damaged since, must not keep a run from its end."""
+    try:
+        best.export()
+    except (FileNotFoundError, checkpoint.Damaged) as error:
+        reason = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
+        run.say(f"The best model cannot be read ({reason}): best.keras is the final one", loud=True)
+        export.export(network.model, run.directory.best_model)
