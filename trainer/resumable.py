@@ -130,6 +130,8 @@ class ResumableRun:
         self._root = default_root() if directory is None else Path(directory)
         self._optimizer = model.optimizer if optimizer is None else optimizer
         self._metrics: dict[str, Any] = {}
+        self._random: dict[str, Any] = {}
+        self._first_of_fit = False
         self._stop = StopRequest(leave=sys.exit)
         self._settings = Settings(
             schedule=Schedule(len(data.batches.labels), data.batches.batch_size, epochs),
@@ -181,17 +183,12 @@ class ResumableRun:
 
     def epochs(self) -> Iterator[int]:
         """The epochs still to do, counting from 0, beginning with the one that was interrupted."""
-        self._leave_out_validation()
         for epoch in self._run.epochs():
             self._data.place(epoch, self._run.position.offset)
+            # With PyTorch each call of `fit` draws random numbers before its first step, the first call in a
+            # process more than the others: every epoch goes on from where the last one ended.
+            self._random, self._first_of_fit = dict(self._run.variables.random_state()), True
             yield epoch
-
-    def _leave_out_validation(self) -> None:
-        """Asked to stop while validating, `fit` cannot come back to the middle of that."""
-        position, schedule = self._run.position, self._settings.schedule
-        if position.offset and position.steps_left_in_epoch(schedule) == 0:
-            self._run.say(f"Epoch {position.epoch + 1} was interrupted in its validation, which is left out")
-            self._run.epoch_done({})
 
     @property
     def step(self) -> int:
@@ -231,14 +228,24 @@ class ResumableRun:
     def _metric_variables(self) -> list[Any]:
         return list(self._model.metrics_variables)
 
-    def restore_metrics(self) -> None:
-        """Keras makes its metrics in the first step of `fit`, and sets them to zero before each epoch."""
-        if self._restored.checkpoint is not None and self._data.offset:
-            inputs, targets = self._data.batches.batch(self._data.batches.order(0), 0)
-            self._model.compute_metrics(inputs, targets, self._model(inputs, training=False))
-            self._model.reset_metrics()
-            self._run.variables.restore_extra(self._restored.checkpoint.tensors)
+    def before_fit_step(self) -> None:
+        """Undo what `fit` has changed before its first step; and keep what is needed since it cannot come back
+        to the middle of a validation."""
+        if self._first_of_fit:
+            self._first_of_fit = False
+            if self._restored.checkpoint is not None and self._data.offset:
+                self._restore_metrics(self._restored.checkpoint.tensors)
             self._restored = Restored(None, (), {})
+            self._run.variables.restore_random_state(self._random)
+        if self._run.position.steps_left_in_epoch(self._settings.schedule) == 1:
+            self._run.keep_state()
+
+    def _restore_metrics(self, tensors: Mapping[str, Any]) -> None:
+        """Keras makes its metrics in the first step of `fit`, and sets them to zero before each epoch."""
+        inputs, targets = self._data.batches.batch(self._data.batches.order(0), 0)
+        self._model.compute_metrics(inputs, targets, self._model(inputs, training=False))
+        self._model.reset_metrics()
+        self._run.variables.restore_extra(tensors)
 
     def _open_events(self, step: int) -> EventLog | None:
         if keras.backend.backend() != "tensorflow":
@@ -255,8 +262,8 @@ class _Callback(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._resumable = run
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._resumable.restore_metrics()
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._resumable.before_fit_step()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._resumable.step_done(**(logs or {}))

@@ -152,6 +152,7 @@ class Run:
         self._last_save = (self.position.step, self._mark)
         self._last_line = (float("-inf"), "")
         self._events: EventLog | None = None
+        self._kept: tuple[dict[str, Any], checkpoint.Tensors] | None = None
         self._digest: str | None = None
         if restored.checkpoint is not None:
             variables.restore(restored.checkpoint.tensors)
@@ -178,10 +179,17 @@ class Run:
         if self.first_step_after is None:
             self._first_step()
         self.check_stop()
-        at_end = self.position.steps_left_in_epoch(self.settings.schedule) == 0
-        if not (at_end and self.settings.epochs_are_whole):
+        if not (self._at_end_of_epoch() and self.settings.epochs_are_whole):
             self._save_if_due()
         self.tell_if_due()
+
+    def _at_end_of_epoch(self) -> bool:
+        return self.position.steps_left_in_epoch(self.settings.schedule) == 0
+
+    def keep_state(self) -> None:
+        """Call before the last step of an epoch whose validation cannot be begun again on its own: asked to stop
+        in there, this state is saved, and the step done once more."""
+        self._kept = self._meta(), [(name, array.copy()) for name, array in self.variables.tensors()]
 
     def check_stop(self) -> None:
         """If somebody asked the trainer to stop: save and raise SystemExit(75)."""
@@ -192,6 +200,7 @@ class Run:
         """Call after each epoch and its validation, with its metrics."""
         position = self.position
         self.position = Position(position.step, position.epoch + 1, 0)
+        self._kept = None
         row = {"epoch": position.epoch + 1, "step": position.step, **values}
         row["elapsed_seconds"] = round(self.elapsed(), 3)
         self.history.append(row)
@@ -252,11 +261,12 @@ class Run:
     # --- leaving --------------------------------------------------------------------------------------
 
     def _leave(self) -> None:
-        durable = self.save_now()
+        meta, tensors = self._kept if self._kept and self._at_end_of_epoch() else (self._meta(), None)
+        durable = self.saver.save_now(meta, self.variables.tensors if tensors is None else lambda: tensors)
         self.say(
-            f"Training was asked to stop at: {now()}, saved at step {self.position.step}"
+            f"Training was asked to stop at: {now()}, saved at step {meta['step']}"
             if durable
-            else f"Training was asked to stop at: {now()}, step {self.position.step} could NOT be saved; "
+            else f"Training was asked to stop at: {now()}, step {meta['step']} could NOT be saved; "
             f"{_last_good(self.saver.durable_step)}",
             loud=not durable,
         )

@@ -6,6 +6,7 @@ Features, class names, splits and numbers of examples are those of TFDS' `horses
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import os
 from collections import deque
@@ -31,6 +32,7 @@ class SilhouettesConfig(tfds.core.BuilderConfig):  # type: ignore[misc]
     seed: int = 0
 
 
+@functools.cache  # TFDS refuses another object of the name of one that it lists
 def config_for(image_size: int) -> SilhouettesConfig:
     return SilhouettesConfig(name=f"{image_size}x{image_size}", image_size=image_size)
 

@@ -18,6 +18,7 @@ from trainer.request import Request, Size
 
 SIZE_UNKNOWN = 224
 RESIZE_BATCH = 64
+MOST_NAMED = 12
 # What TFDS' data sets call the examples that are held out, the one to prefer first.
 HELD_OUT = ("validation", "val", "valid", "test")
 
@@ -80,7 +81,9 @@ def _download_and_prepare(builder: Any, name: str) -> None:
 
 
 def keys(info: Any) -> tuple[str, str]:
-    """The features that are the image and its class: what TFDS gives `as_supervised`, else the only two there are."""
+    """The features that are the image and its class: the pair that TFDS names (`as_supervised`), else the only
+    Image and the only ClassLabel, or of several the one called `label`.
+    """
     features = info.features
     pair = info.supervised_keys
     if isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(key, str) for key in pair):
@@ -90,9 +93,10 @@ def keys(info: Any) -> tuple[str, str]:
     top = dict(features.items()) if isinstance(features, Mapping | tfds.features.FeaturesDict) else {}
     images = [key for key, feature in top.items() if isinstance(feature, tfds.features.Image)]
     labels = [key for key, feature in top.items() if isinstance(feature, tfds.features.ClassLabel)]
-    if len(images) == len(labels) == 1:
-        return images[0], labels[0]
-    has = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in top.items())
+    label = labels[0] if len(labels) == 1 else "label"
+    if len(images) == 1 and label in labels:
+        return images[0], label
+    has = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in [*top.items()][:MOST_NAMED])
     raise Refused(
         f"{info.full_name} is not for image classification: expected one Image and one ClassLabel, "
         f"received {has or type(features).__name__}"

@@ -39,7 +39,7 @@ class Variables:
         self._synchronise()
         metrics = _named([("metric", self._extra())])
         pairs = [(name, _array(variable)) for name, variable in [*self._state, *metrics]]
-        return pairs + self._random_state()
+        return pairs + self.random_state()
 
     def digest(self) -> str:
         self._synchronise()
@@ -51,10 +51,7 @@ class Variables:
         for (_, variable), array in zip(self._state, arrays, strict=True):
             _assign(variable, array)
         self.restore_extra(tensors)
-        if TORCH_RNG in tensors and self._backend == "torch":
-            import torch  # type: ignore[import-not-found,unused-ignore]
-
-            torch.set_rng_state(torch.from_numpy(tensors[TORCH_RNG].copy()))
+        self.restore_random_state(tensors)
 
     def restore_extra(self, tensors: Mapping[str, Array]) -> None:
         """Set the `extra` variables that there are by now."""
@@ -62,6 +59,12 @@ class Variables:
             array = tensors.get(name)
             if array is not None and array.shape == tuple(variable.shape):
                 _assign(variable, array)
+
+    def restore_random_state(self, tensors: Mapping[str, Array]) -> None:
+        if TORCH_RNG in tensors and self._backend == "torch":
+            import torch  # type: ignore[import-not-found,unused-ignore]
+
+            torch.set_rng_state(torch.from_numpy(tensors[TORCH_RNG].copy()))
 
     def _synchronise(self) -> None:
         # Inside fit, JAX keeps the state out of the variables until somebody asks.
