@@ -71,7 +71,8 @@ class Variables:
         if self._backend == "jax":
             self._model.jax_state_sync()
 
-    def _random_state(self) -> list[tuple[str, Array]]:
+    def random_state(self) -> list[tuple[str, Array]]:
+        """What is random beside the variables."""
         if self._backend != "torch":
             return []
         # Keras dropout draws from torch's own generator, not from its seed generator.
