@@ -60,18 +60,25 @@ def _parser() -> argparse.ArgumentParser:
         "--dataset",
         default="horses_or_humans",
         metavar="NAME",
-        help="of TFDS, `silhouettes` or module:function",
+        help="of TFDS, `silhouettes` or module:function; default: %(default)s",
     )
     job.add_argument(
-        "--model", default="MobileNetV3Small", metavar="NAME", help="of keras.applications or module:function"
+        "--model",
+        default="MobileNetV3Small",
+        metavar="NAME",
+        help="of keras.applications or module:function; default: %(default)s",
     )
-    job.add_argument("--epochs", type=_positive, default=70, metavar="N")
-    job.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="over all devices")
+    job.add_argument("--epochs", type=_positive, default=70, metavar="N", help="default: %(default)s")
+    job.add_argument(
+        "--batch-size", type=_positive, default=32, metavar="N", help="over all devices; default: %(default)s"
+    )
     job.add_argument("--image-size", type=_size, metavar="N or HxW", help="default: the data set's own, else 224")
-    job.add_argument("--learning-rate", type=_rate, default=0.001, metavar="X")
-    job.add_argument("--seed", type=_natural, default=0, metavar="N")
-    job.add_argument("--train-split", metavar="SPLIT", help="TFDS notation, such as train[:90%%]")
-    job.add_argument("--validation-split", metavar="SPLIT")
+    job.add_argument("--learning-rate", type=_rate, default=0.001, metavar="X", help="of Adam; default: %(default)s")
+    job.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: %(default)s")
+    job.add_argument("--train-split", metavar="SPLIT", help="in TFDS' notation, such as train[:90%%]; default: train")
+    job.add_argument(
+        "--validation-split", metavar="SPLIT", help="default: validation or test, else the last tenth of train"
+    )
     saving = parser.add_argument_group("where, and when to save")
     saving.add_argument(
         "--checkpoint-interval",
@@ -80,16 +87,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="auto, N or Ns",
         help="steps or seconds apart; auto: as close as costs at most 1%% of the time",
     )
-    saving.add_argument("--keep", type=_at_least_two, default=2, metavar="N", help="checkpoints to keep, 2 or more")
+    saving.add_argument(
+        "--keep", type=_at_least_two, default=2, metavar="N", help="checkpoints to keep; default: %(default)s"
+    )
     saving.add_argument(
         "--checkpoint-dir", type=Path, metavar="DIR", help=f"default: ${ENVIRONMENT}, else ./Saved_Model"
     )
     saving.add_argument("--data-dir", type=Path, metavar="DIR", help=f"default: ${DATA_ENVIRONMENT}, else TFDS' own")
     how = parser.add_argument_group("how")
     how.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: mixed on GPUs that gain from it")
-    how.add_argument("--devices", type=_positive, metavar="N", help="GPUs to use; default: all")
-    how.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True)
-    how.add_argument("--xla", action=argparse.BooleanOptionalAction, default=False)
+    how.add_argument("--devices", type=_positive, metavar="N", help="GPUs to share a batch out over; default: all")
+    how.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the same bits in every run; without it a GPU may be faster, and no resume is exact",
+    )
+    how.add_argument("--xla", action=argparse.BooleanOptionalAction, default=False, help="compile the steps with XLA")
     return parser
 
 

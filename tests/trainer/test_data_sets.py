@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -14,10 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from trainer import drawing
+from trainer import decoded, drawing
 from trainer.data import Batches
 
-from .conftest import Trainer
+from .conftest import HERE, Trainer
 
 TINY_MODEL = ("--model", "tiny:model", "--batch-size", "4", "--epochs", "1")
 
@@ -63,6 +64,46 @@ def test_silhouettes_train_mobilenet_through_tfds_and_the_exports_open(trainer: 
     assert code == 0, output
     seen = [line for line in output.splitlines() if line.startswith("model")]
     assert seen == ["model (None, 32, 32, 3) (None, 2) 1 [0.9]"] * 2
+
+
+def test_any_image_classification_set_of_tfds_is_decoded_and_others_are_refused(trainer: Trainer) -> None:
+    code, output = trainer.run(program=(str(HERE / "prepared_sets.py"),))
+    assert code == 0, output
+    flowers, mnist, notes, captions, unlabelled, no_split, silhouettes = (
+        json.loads(line) for line in output.splitlines() if line.startswith('{"name"')
+    )
+    # Without a split to validate on, the last tenth is held out. Every picture has the colour of its label.
+    assert (flowers["train"], flowers["validation"]) == (["uint8", [36, 24, 16, 3], []], ["uint8", [4, 24, 16, 3], []])
+    assert "tf_flowers/3.0.1 train[:90%] train[90%:] 24x16" in flowers["identity"] and flowers["classes"] == 5
+    assert mnist["train"] == mnist["validation"] == ["uint8", [10, 28, 28, 3], []]
+    assert notes["train"] == ["uint8", [3, 8, 8, 3], []] and "first val 8x8" in notes["identity"]
+    assert "expected one Image and one ClassLabel" in captions["refused"] and "label (Text)" in captions["refused"]
+    assert "'test' of half_labelled" in unlabelled["refused"] and "--validation-split" in unlabelled["refused"]
+    assert "no split 'holdout'" in no_split["refused"] and "train, test" in no_split["refused"]
+    assert silhouettes["name"] == "silhouettes/300x300/1.0.0"
+
+    code, output = trainer.run("--dataset", "tf_flowers", "--image-size", "24x16", *TINY_MODEL)
+    assert code == 0, output
+    assert trainer.progress()["total_steps"] == 9 and trainer.progress()["dataset"] == "tf_flowers"
+
+
+def test_a_data_set_that_does_not_fit_into_memory_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (50, 6, 5, 3), np.uint8)
+    labels = np.arange(50, dtype=np.int32)
+    writer = decoded.Writer(tmp_path / "set")
+    for part in decoded.PARTS:
+        halves = (slice(0, 30), slice(30, 50))
+        writer.split(part, 50, (6, 5, 3), iter([(pictures[half], labels[half]) for half in halves]))
+    writer.publish("mine", "mine/1", ("a",))
+    in_memory = decoded.read(tmp_path / "set")
+    monkeypatch.setattr(decoded, "available_memory", lambda: 1000)
+    mapped = decoded.read(tmp_path / "set")
+    assert in_memory is not None and not isinstance(in_memory.train.images, np.memmap)
+    assert mapped is not None and isinstance(mapped.train.images, np.memmap)
+    assert mapped.identity == in_memory.identity and "mine/1 content " in mapped.identity
+    for split in (in_memory.train, mapped.train, mapped.validation):
+        batches = Batches(split.images, split.labels, batch_size=7, seed=1)
+        assert all(np.array_equal(images, pictures[chosen]) for images, chosen in batches.of_epoch(0))
 
 
 # --- horses_or_humans, as TFDS downloads it -----------------------------------------------------------------

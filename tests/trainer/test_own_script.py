@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import re
 import signal
 from pathlib import Path
@@ -29,25 +30,71 @@ def table(trainer: Trainer) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key != "elapsed_seconds"} for row in rows]
 
 
-@pytest.mark.parametrize(
-    ("script", "number", "code"), [("own_fit.py", signal.SIGTERM, 75), ("own_loop.py", signal.SIGKILL, -9)]
-)
-def test_a_script_that_is_interrupted_ends_with_the_same_bits(
-    tmp_path: Path, trainer: Trainer, script: str, number: int, code: int
-) -> None:
+# A save every few steps, so that an interruption comes in the middle of an epoch; and fewer of those.
+IN_A_TEST = [("epochs=30)", 'epochs=8, interval="10")'), ("epochs=60,", "epochs=20,")]
+# Asked to stop while `fit` validates, at a step that $STOP_AT names.
+STOPPING = """
+class Stopping(keras.callbacks.Callback):
+    def on_test_batch_begin(self, batch, logs=None):
+        if os.environ.get("STOP_AT") == str(run.step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+data = trainer.ResumableData("""
+
+
+def script_of(tmp_path: Path, name: str) -> Path:
+    text = (HERE / name).read_text()
+    stopping = [("import keras\n", "import os\nimport signal\n\nimport keras\n"), ("[run.", "[Stopping(), run.")]
+    stopping.append(("data = trainer.ResumableData(", STOPPING.lstrip()))
+    for before, after in [*IN_A_TEST, *stopping]:
+        text = text.replace(before, after)
     file = tmp_path / "script.py"
-    # A save every few steps, so that the interruption comes in the middle of an epoch.
-    file.write_text((HERE / script).read_text().replace("epochs=30)", 'epochs=30, interval="50")'))
+    file.write_text(text)
+    return file
+
+
+def left_alone(tmp_path: Path, file: Path, **environment: str) -> Trainer:
     alone = Trainer(tmp_path / "alone")
     alone.root.mkdir()
-    assert alone.run(program=(str(file),))[0] == 0
+    code, output = alone.run(program=(str(file),), env=environment)
+    assert code == 0, output
+    return alone
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_fit_that_is_interrupted_ends_with_the_same_bits(tmp_path: Path, trainer: Trainer, backend: str) -> None:
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    file, keras_on = script_of(tmp_path, "own_fit.py"), {"KERAS_BACKEND": backend}
+    alone = left_alone(tmp_path, file, **keras_on)
+
+    # In the validation of the second epoch; its last step is done again, so that the epoch ends whole.
+    code, output = trainer.run(program=(str(file),), env={**keras_on, "STOP_AT": "64"})
+    assert code == 75, output
+    assert trainer.steps()[-1] == 63
+
+    process = trainer.start(program=(str(file),), env=keras_on)
+    trainer.await_step(process, 120)
+    assert trainer.stop(process, signal.SIGKILL)[0] == -signal.SIGKILL
+    ended, output = trainer.run(program=(str(file),), env=keras_on)
+    assert ended == 0, output
+
+    assert trainer.progress()["resumes"] == 2 and trainer.progress()["finished"]
+    assert trainer.progress()["digest"] == alone.progress()["digest"]
+    assert table(trainer) == table(alone) and len(table(alone)) == 8
+
+
+def test_a_custom_loop_that_is_interrupted_ends_with_the_same_bits(tmp_path: Path, trainer: Trainer) -> None:
+    file = script_of(tmp_path, "own_loop.py")
+    alone = left_alone(tmp_path, file)
 
     process = trainer.start(program=(str(file),))
     trainer.await_step(process, 150)
-    assert trainer.stop(process, number)[0] == code
+    assert trainer.stop(process, signal.SIGKILL)[0] == -signal.SIGKILL
     ended, output = trainer.run(program=(str(file),))
     assert ended == 0, output
 
     assert trainer.progress()["resumes"] == 1 and trainer.progress()["finished"]
     assert trainer.progress()["digest"] == alone.progress()["digest"]
-    assert table(trainer) == table(alone)
+    assert table(trainer) == table(alone) and len(table(alone)) == 20

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
 import os
 import resource
 import signal
@@ -12,7 +14,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from trainer import checkpoint
+from trainer.progress import Progress
 
 from .conftest import REPOSITORY, Trainer
 
@@ -116,6 +122,33 @@ def test_killed_and_stopped_it_ends_with_the_same_bits(alone: Trainer, trainer: 
     assert ("train", "resumes", progress["resumed_from_step"]) in events(trainer)
 
 
+def test_shared_out_over_two_devices_a_killed_training_ends_with_the_same_bits(
+    tmp_path: Path, trainer: Trainer
+) -> None:
+    job = (*TINY, "--epochs", "20", "--checkpoint-interval", "10", "--devices", "2")
+    alone = Trainer(tmp_path / "alone")
+    alone.root.mkdir()
+    code, output = alone.run(*job)
+    assert code == 0, output
+
+    process = trainer.start(*job)
+    trainer.await_step(process, 50)
+    trainer.stop(process, signal.SIGKILL)
+    code, output = trainer.run(*job)
+    assert code == 0, output
+    assert trainer.progress()["resumes"] == 1
+    assert trainer.progress()["digest"] == alone.progress()["digest"]
+    assert without_time(rows(trainer)) == without_time(rows(alone))
+
+    saved, _ = checkpoint.newest(trainer.directory / "checkpoints")
+    assert saved is not None and saved.meta["fingerprint"]["devices"] == "2 CPU"
+    second = {name.removesuffix("@1"): array for name, array in saved.tensors.items() if name.endswith("@1")}
+    kernels = [name for name in second if "kernel" in name]
+    assert len(kernels) >= 9, "three layers, each with its weights and two slots of the optimizer"
+    for name in kernels:
+        assert np.array_equal(second[name], saved.tensors[name]), name
+
+
 def test_stopped_in_its_validation_it_validates_again(trainer: Trainer) -> None:
     job = (*TINY, "--epochs", "1", "--checkpoint-interval", str(STEPS_PER_EPOCH))
     environment = {"TINY_VALIDATION": "8000"}
@@ -168,6 +201,18 @@ def test_where_nothing_can_be_saved_training_goes_on_loudly_and_the_last_checkpo
     assert trainer.steps() == good
     assert "Exactness is no longer promised" in trainer.journal() and "seed was 0, is 2" in trainer.journal()
     assert not list(trainer.directory.rglob("*.tmp"))
+
+    # With room again it ends, although the best model was damaged meanwhile.
+    (trainer.directory / "best.ckpt").write_bytes(b"TRAINER1")
+    code, output = trainer.run(*job, "--epochs", "1")
+    assert code == 0, output
+    assert "The best model cannot be read" in output and (trainer.directory / "best.keras").exists()
+
+
+def test_a_loss_that_has_diverged_leaves_json_that_any_reader_takes(tmp_path: Path) -> None:
+    Progress(tmp_path / "progress.json").write({"step": 1, "metrics": {"loss": math.nan, "accuracy": 0.5}})
+    said = json.loads((tmp_path / "progress.json").read_text(), parse_constant=pytest.fail)
+    assert said["metrics"] == {"loss": None, "accuracy": 0.5}
 
 
 # --- what is refused ------------------------------------------------------------------------------------
