@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,10 @@ def _download_and_prepare(builder: Any, name: str) -> None:
         ) from error
     except AssertionError as error:  # TFDS' way to say that a data set has to be fetched by hand
         raise TrainerError(f"TFDS cannot fetch {name} by itself: {error}") from error
+    except RuntimeError as error:  # as TFDS wraps it
+        if isinstance(error.__cause__, tf.errors.ResourceExhaustedError):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def keys(info: Any) -> tuple[str, str]:
