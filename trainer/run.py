@@ -283,7 +283,7 @@ class Run:
             self.check_stop()
             time.sleep(FINAL_PAUSE * (attempt < FINAL_ATTEMPTS - 1))
         good = _last_good(self.saver.durable_step)
-        self.say(f"Training is done at: {now()}, step {self.position.step}, but it could NOT be saved; {good}", loud=True)
+        self.say(f"Training is done at: {now()}, step {self.position.step}, NOT saved; {good}", loud=True)
         raise TrainerError(
             f"training is done, but its result could not be saved in {self.directory.root}",
             hint=f"make room there and start the same command again; {good}",
