@@ -95,6 +95,12 @@ class Session(AbstractContextManager["Session"]):
         return NetworkManagementClient(self._credential, self.subscription_id, **self._options)
 
     @cached_property
+    def storage(self) -> Any:
+        from azure.mgmt.storage import StorageManagementClient
+
+        return StorageManagementClient(self._credential, self.subscription_id, **self._options)
+
+    @cached_property
     def resources(self) -> Any:
         from azure.mgmt.resource.resources import ResourceManagementClient
 

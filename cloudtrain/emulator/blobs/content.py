@@ -1,7 +1,8 @@
 """The bytes of blobs: files that are written once, whole, and never changed.
 
 A file counts only when the index names it. Its writer keeps it locked from creation until the index has it (or the
-writer is gone), so that what a kill -9 left behind can be told from what is being written.
+writer is gone), so that what a kill -9 left behind can be told from what is being written. A few bytes have no file of
+their own: they go into the index, which costs one flush instead of three.
 """
 
 import fcntl
@@ -17,21 +18,21 @@ from typing import IO
 from cloudtrain.emulator.blobs.errors import BlobError
 
 _CHUNK = 1 << 20
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A run of bytes in one file; file '' for no bytes at all."""
-
-    file: str
-    size: int
-    block_id: str = ""
+LARGEST_SMALL = 32 * 1024
 
 
 @dataclass(frozen=True)
 class Received:
-    piece: Piece
-    md5: bytes
+    """Bytes that the index has yet to name: in a file, or in hand if they are few. md5: b'' where nobody needs it."""
+
+    size: int
+    file: str = ""
+    small: bytes = b""
+    md5: bytes = b""
+
+
+Stretch = bytes | tuple[str, int, int]
+"""Bytes of a blob: themselves, or a file, an offset and how many."""
 
 
 class Shortened(Exception):
@@ -44,24 +45,25 @@ class Content:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @contextmanager
-    def receive(self, stream: IO[bytes], length: int) -> Iterator[Received]:
+    def receive(self, stream: IO[bytes], length: int, *, hashed: bool) -> Iterator[Received]:
         """The bytes on disk, flushed, while the caller writes them into the index; removed if that is refused.
 
-        Raises Shortened."""
-        if length == 0:
-            yield Received(Piece("", 0), hashlib.md5(b"", usedforsecurity=False).digest())
+        hashed: whether their MD5 is wanted. Raises Shortened."""
+        if length <= LARGEST_SMALL:
+            data = _read(stream, length)
+            yield Received(length, small=data, md5=_md5(data).digest() if hashed else b"")
             return
         name, descriptor = self._create()
         try:
             try:
-                digest = _copy(stream, descriptor, length)
+                digest = _copy(stream, descriptor, length, hashed)
             except Shortened:
                 self.remove([name])
                 raise
             os.fsync(descriptor)
             self._flush_directory()
             try:
-                yield Received(Piece(name, length), digest)
+                yield Received(length, file=name, md5=digest)
             except BlobError:  # a refusal: the index does not name it. Whatever else is raised leaves that open.
                 self.remove([name])
                 raise
@@ -77,24 +79,25 @@ class Content:
                 return name, descriptor
             os.close(descriptor)  # swept away between its creation and its lock
 
-    def open(self, pieces: Sequence[tuple[str, int, int]]) -> "Reader":
-        """pieces: file, offset, bytes. Raises FileNotFoundError when one has been replaced since the index was
-        read."""
-        opened: list[tuple[int, int, int]] = []
+    def open(self, stretches: Sequence[Stretch]) -> "Reader":
+        """Raises FileNotFoundError when a file has been replaced since the index was read."""
+        reader = Reader()
         try:
-            for file, offset, size in pieces:
-                opened.append((os.open(self._directory / file, os.O_RDONLY | os.O_CLOEXEC), offset, size))
+            for stretch in stretches:
+                if isinstance(stretch, bytes):
+                    reader.add(stretch)
+                else:
+                    file, offset, size = stretch
+                    reader.add((os.open(self._directory / file, os.O_RDONLY | os.O_CLOEXEC), offset, size))
         except BaseException:
-            for descriptor, _, _ in opened:
-                os.close(descriptor)
+            reader.close()
             raise
-        return Reader(opened)
+        return reader
 
     def remove(self, files: Sequence[str]) -> None:
         """Files that the index does not name any more. Who is reading one goes on reading it."""
         for file in files:
-            if file:
-                (self._directory / file).unlink(missing_ok=True)
+            (self._directory / file).unlink(missing_ok=True)
 
     def sweep(self, named: Callable[[], set[str]]) -> None:
         """Remove what killed writers left behind. named: the files that the index names."""
@@ -129,11 +132,19 @@ class Content:
 class Reader:
     """The chosen bytes of a blob, read while they are sent. Has to be closed."""
 
-    def __init__(self, opened: list[tuple[int, int, int]]) -> None:
-        self._opened = opened
+    def __init__(self) -> None:
+        self._parts: list[bytes | tuple[int, int, int]] = []
+
+    def add(self, part: bytes | tuple[int, int, int]) -> None:
+        """Bytes, or a descriptor, an offset and how many."""
+        self._parts.append(part)
 
     def __iter__(self) -> Iterator[bytes]:
-        for descriptor, offset, size in self._opened:
+        for part in self._parts:
+            if isinstance(part, bytes):
+                yield part
+                continue
+            descriptor, offset, size = part
             while size > 0:
                 chunk = os.pread(descriptor, min(size, _CHUNK), offset)
                 if not chunk:
@@ -142,20 +153,37 @@ class Reader:
                 yield chunk
 
     def close(self) -> None:
-        while self._opened:
-            os.close(self._opened.pop()[0])
+        while self._parts:
+            part = self._parts.pop()
+            if not isinstance(part, bytes):
+                os.close(part[0])
 
 
-def _copy(stream: IO[bytes], descriptor: int, length: int) -> bytes:
-    digest = hashlib.md5(usedforsecurity=False)
+def _md5(data: bytes = b"") -> "hashlib._Hash":
+    return hashlib.md5(data, usedforsecurity=False)
+
+
+def _read(stream: IO[bytes], length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        chunk = stream.read(length - len(data))
+        if not chunk:
+            raise Shortened
+        data += chunk
+    return data
+
+
+def _copy(stream: IO[bytes], descriptor: int, length: int, hashed: bool) -> bytes:
+    digest = _md5()
     left = length
     while left:
         chunk = stream.read(min(left, _CHUNK))
         if not chunk:
             raise Shortened
-        digest.update(chunk)
+        if hashed:
+            digest.update(chunk)
         view = memoryview(chunk)
         while view:
             view = view[os.write(descriptor, view) :]
         left -= len(chunk)
-    return digest.digest()
+    return digest.digest() if hashed else b""

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloudtrain.emulator.blobs.content import Content, Piece
+from cloudtrain.emulator.blobs.content import Content, Received, Stretch
 from cloudtrain.emulator.blobs.leases import Lease
 from cloudtrain.emulator.store import UnusableStore
 
@@ -33,12 +33,22 @@ CREATE TABLE IF NOT EXISTS blobs (
 CREATE TABLE IF NOT EXISTS pieces (
   blob INTEGER NOT NULL, position INTEGER NOT NULL, start INTEGER NOT NULL, size INTEGER NOT NULL, file TEXT NOT NULL,
   block_id TEXT NOT NULL, PRIMARY KEY (blob, position)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS small (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS blocks (
   container TEXT NOT NULL, blob TEXT NOT NULL, block_id TEXT NOT NULL, position INTEGER NOT NULL, size INTEGER NOT NULL,
   file TEXT NOT NULL, staged REAL NOT NULL, PRIMARY KEY (container, blob, block_id)) WITHOUT ROWID;
 """
 _TICKS_TO_1970 = 621355968000000000  # .NET's: 100 ns since year 1
 _UNCOMMITTED_SECONDS = 7 * 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of bytes of a blob. file: its name, '#12' for the small bytes with that number."""
+
+    file: str
+    size: int
+    block_id: str = ""
 
 
 @dataclass
@@ -112,7 +122,29 @@ class Rows:
         self._sql.execute("DELETE FROM pieces WHERE blob IN (SELECT id FROM blobs WHERE container = ?)", (name,))
         for table, column in (("blobs", "container"), ("blocks", "container"), ("containers", "name")):
             self._sql.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))
-        return files
+        return self._forget(files)
+
+    # bytes
+
+    def piece(self, received: Received, block_id: str = "") -> Piece:
+        """What was received, for a blob to be made of."""
+        file = received.file
+        if not file:
+            row = self._sql.execute("INSERT INTO small (data) VALUES (?) RETURNING id", (received.small,)).fetchone()
+            file = f"#{row[0]}"
+        return Piece(file, received.size, block_id)
+
+    def _forget(self, files: list[str]) -> list[str]:
+        """Remove what is small; the files that are left to remove."""
+        small = {file for file in files if file.startswith("#")}
+        self._sql.executemany("DELETE FROM small WHERE id = ?", [(int(file[1:]),) for file in small])
+        return sorted(set(files) - small)
+
+    def _stretch(self, file: str, offset: int, size: int) -> Stretch:
+        if not file.startswith("#"):
+            return file, offset, size
+        query = "SELECT substr(data, ?, ?) FROM small WHERE id = ?"
+        return bytes(self._sql.execute(query, (offset + 1, size, int(file[1:]))).fetchone()[0])
 
     # blobs
 
@@ -155,7 +187,7 @@ class Rows:
         self._sql.execute("DELETE FROM blocks WHERE container = ? AND blob = ?", (blob.container, blob.name))
         self._add_pieces(blob.id, 0, 0, pieces)
         kept = {piece.file for piece in pieces}
-        return [file for file in before if file not in kept]
+        return self._forget([file for file in before if file not in kept])
 
     def append(self, blob: Blob, piece: Piece) -> int:
         """Add bytes at the end, before the blob's size is changed; how many blocks it has now."""
@@ -181,13 +213,16 @@ class Rows:
         rows = self._sql.execute("SELECT file, size, block_id FROM pieces WHERE blob = ? ORDER BY position", (blob.id,))
         return [Piece(*row) for row in rows]
 
-    def covering(self, blob: Blob, begin: int, end: int) -> list[tuple[str, int, int]]:
-        """Where the bytes from begin to end (exclusive) lie: file, offset, bytes."""
+    def covering(self, blob: Blob, begin: int, end: int) -> list[Stretch]:
+        """Where the bytes from begin to end (exclusive) lie."""
         rows = self._sql.execute(
             "SELECT file, start, size FROM pieces WHERE blob = ? AND start < ? AND start + size > ? ORDER BY position",
             (blob.id, end, begin),
         )
-        return [(file, max(0, begin - start), min(end, start + size) - max(begin, start)) for file, start, size in rows]
+        return [
+            self._stretch(file, max(0, begin - start), min(end, start + size) - max(begin, start))
+            for file, start, size in rows.fetchall()
+        ]
 
     # staged blocks
 
@@ -200,7 +235,7 @@ class Rows:
             "(?, ?, ?, (SELECT coalesce(max(position), -1) + 1 FROM blocks WHERE container = ? AND blob = ?), ?, ?, ?)",
             (*key, container, blob, piece.size, piece.file, now),
         )
-        return old
+        return self._forget(old)
 
     def staged(self, container: str, blob: str) -> list[Piece]:
         rows = self._sql.execute(
@@ -218,10 +253,13 @@ class Rows:
 
     def forget_stale_blocks(self, now: float) -> None:
         """Azure discards what was staged and not committed within a week."""
-        self._sql.execute("DELETE FROM blocks WHERE staged < ?", (now - _UNCOMMITTED_SECONDS,))
+        before = now - _UNCOMMITTED_SECONDS
+        self._forget(self._files("SELECT file FROM blocks WHERE staged < ?", before))
+        self._sql.execute("DELETE FROM blocks WHERE staged < ?", (before,))
 
     def files(self) -> set[str]:
-        return set(self._files("SELECT file FROM pieces UNION SELECT file FROM blocks"))
+        found = self._files("SELECT file FROM pieces UNION SELECT file FROM blocks")
+        return {file for file in found if not file.startswith("#")}
 
     def _files(self, query: str, *values: Any) -> list[str]:
         return [str(row[0]) for row in self._sql.execute(query, values)]

@@ -6,7 +6,7 @@ import re
 
 from cloudtrain.emulator.blobs import conditions, leases, sas
 from cloudtrain.emulator.blobs.call import Call, Reply, xml_reply
-from cloudtrain.emulator.blobs.content import Reader
+from cloudtrain.emulator.blobs.content import Reader, Stretch
 from cloudtrain.emulator.blobs.errors import bad_header, bad_query, refused
 from cloudtrain.emulator.blobs.index import Blob
 from cloudtrain.emulator.blobs.place import Place, existing_blob, existing_container, touch, version_headers
@@ -40,7 +40,7 @@ def read(call: Call, place: Place) -> Reply:
         return _content_reply(call, blob, begin, end, reader)
 
 
-def _covering(call: Call, place: Place) -> tuple[Blob, int, int, list[tuple[str, int, int]]]:
+def _covering(call: Call, place: Place) -> tuple[Blob, int, int, list[Stretch]]:
     with place.index.read() as rows:
         blob = existing_blob(rows, call)
         leases.check_read(blob.lease, call, "Blob")

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from cloudtrain.emulator.blobs import conditions, leases
 from cloudtrain.emulator.blobs.call import Call, Reply
 from cloudtrain.emulator.blobs.containers import parse_xml
-from cloudtrain.emulator.blobs.content import Piece, Received, Shortened
+from cloudtrain.emulator.blobs.content import Received, Shortened
 from cloudtrain.emulator.blobs.errors import bad_header, bad_query, not_emulated, refused
-from cloudtrain.emulator.blobs.index import Blob, Rows
+from cloudtrain.emulator.blobs.index import Blob, Piece, Rows
 from cloudtrain.emulator.blobs.place import Place, existing_blob, existing_container, touch, version_headers
 from cloudtrain.emulator.blobs.reading import content_headers
 
@@ -34,13 +34,13 @@ def put(call: Call, place: Place) -> Reply:
     if kind == "BlockBlob" and not call.header("x-ms-blob-content-type") and call.header("content-type"):
         properties["Content-Type"] = call.header("content-type")
     _check_early(call, place)
-    with _received(call, place, _LARGEST_BLOB) as received, place.index.write() as rows:
+    with _received(call, place, _LARGEST_BLOB, hashed=True) as received, place.index.write() as rows:
         if kind == "BlockBlob":
             md5 = base64.b64encode(received.md5).decode()
             if properties.setdefault("Content-MD5", md5) != md5:
                 raise refused("Md5Mismatch", UserSpecifiedMd5=properties["Content-MD5"], ServerCalculatedMd5=md5)
-        blob = _replaced(rows, call, place, kind, properties, metadata, received.piece.size)
-        files = rows.replace_content(blob, [received.piece] if received.piece.size else [])
+        blob = _replaced(rows, call, place, kind, properties, metadata, received.size)
+        files = rows.replace_content(blob, [rows.piece(received)] if received.size else [])
     place.index.content.remove(files)
     headers = {**version_headers(blob), "x-ms-request-server-encrypted": "true"}
     if kind == "BlockBlob":
@@ -74,7 +74,7 @@ def _check_writable(call: Call, place: Place, existing: Blob | None) -> None:
 
 
 @contextmanager
-def _received(call: Call, place: Place, largest: int) -> Iterator[Received]:
+def _received(call: Call, place: Place, largest: int, *, hashed: bool = False) -> Iterator[Received]:
     """The body, on disk, checked against the MD5 that was sent."""
     for unknown in ("x-ms-structured-body", "x-ms-content-crc64", "x-ms-copy-source", "x-ms-encryption-key"):
         if call.header(unknown):
@@ -83,7 +83,8 @@ def _received(call: Call, place: Place, largest: int) -> Iterator[Received]:
         raise refused("RequestBodyTooLarge", MaxLimit=str(largest))
     expected = _sent_md5(call)
     try:
-        with place.index.content.receive(call.stream, call.length) as received:
+        hashed = hashed or expected is not None
+        with place.index.content.receive(call.stream, call.length, hashed=hashed) as received:
             if expected is not None and received.md5 != expected:
                 sent, computed = (base64.b64encode(digest).decode() for digest in (expected, received.md5))
                 raise refused("Md5Mismatch", UserSpecifiedMd5=sent, ServerCalculatedMd5=computed)
@@ -147,8 +148,7 @@ def put_block(call: Call, place: Place) -> Reply:
     with _received(call, place, _LARGEST_BLOCK) as received, place.index.write() as rows:
         existing_container(rows, call)
         _check_block(rows, call, block_id)
-        piece = Piece(received.piece.file, received.piece.size, block_id)
-        files = rows.stage(call.container, call.blob, piece, call.now)
+        files = rows.stage(call.container, call.blob, rows.piece(received, block_id), call.now)
     place.index.content.remove(files)
     headers = {"x-ms-request-server-encrypted": "true"}
     if call.header("content-md5"):
@@ -219,10 +219,10 @@ def append(call: Call, place: Place) -> Reply:
         blob = existing_blob(rows, call)
         _check_append(call, blob)
         offset = blob.size
-        count = rows.append(blob, received.piece)
+        count = rows.append(blob, rows.piece(received))
         if count > _MOST_BLOCKS:
             raise refused("BlockCountExceedsLimit")
-        blob.size += received.piece.size
+        blob.size += received.size
         blob.lease = leases.after_write(blob.lease, call.now)
         touch(rows, blob, call.now)
         rows.put_blob(blob)
