@@ -1,6 +1,8 @@
 """What things are called on Azure. The resources of generation N are `<run>-gN...`, so that two generations can stand
 side by side while a run moves."""
 
+import hashlib
+
 GROUP_PREFIX = "cloudtrain-"
 SUBNET = "default"
 NETWORK_WATCHER_GROUP = "NetworkWatcherRG"
@@ -32,3 +34,9 @@ def vnet(run: str) -> str:
 
 def nsg(run: str) -> str:
     return f"{run}-nsg"
+
+
+def storage_account(run: str, group_id: str, attempt: int) -> str:
+    """24 small letters and digits at most, no others, and unique in all of Azure. attempt: 0, until one is free."""
+    digest = hashlib.sha256(f"{group_id.lower()}|{attempt}".encode()).hexdigest()
+    return f"ct{''.join(c for c in run if c.isalnum())[:10]}{digest}"[:24]

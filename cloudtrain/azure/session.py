@@ -1,6 +1,8 @@
 """The one place that knows which cloud is in use: it hands out the clients, the defaults and what the cloud can do."""
 
+import base64
 import importlib.util
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -63,6 +65,7 @@ class Session(AbstractContextManager["Session"]):
         subscription_id: str,
         credential: Any,
         login: str,
+        principal: Callable[[], str],
         price_list: str,
         client_options: dict[str, Any],
         defaults: Defaults,
@@ -76,11 +79,17 @@ class Session(AbstractContextManager["Session"]):
         self.defaults = defaults
         self.capabilities = capabilities
         self.login = login
+        self._principal = principal
         self.price_list = price_list
         self._credential = credential
         self._options = client_options | {"per_retry_policies": _own_policies()}
         self._set_notice = set_notice
         self._close = close
+
+    @cached_property
+    def principal_id(self) -> str:
+        """The object id of whoever is logged in, to which a role can be assigned."""
+        return self._principal()
 
     @cached_property
     def compute(self) -> Any:
@@ -99,6 +108,24 @@ class Session(AbstractContextManager["Session"]):
         from azure.mgmt.storage import StorageManagementClient
 
         return StorageManagementClient(self._credential, self.subscription_id, **self._options)
+
+    @cached_property
+    def authorization(self) -> Any:
+        from azure.mgmt.authorization import AuthorizationManagementClient
+
+        return AuthorizationManagementClient(
+            self._credential, self.subscription_id, api_version="2022-04-01", **self._options
+        )
+
+    def blob_service(self, endpoint: str, credential: Any = None) -> Any:
+        """The blobs of a storage account. credential: an account key with its name; else the login."""
+        from azure.storage.blob import BlobServiceClient, LinearRetry
+
+        # The SDK's own pauses are 18, 24 and 42 s.
+        retries = LinearRetry(backoff=2, retry_total=self._options.get("retry_total", 3), random_jitter_range=1)
+        transport = self._options["transport"]
+        login = credential or self._credential
+        return BlobServiceClient(endpoint, credential=login, transport=transport, retry_policy=retries)
 
     @cached_property
     def resources(self) -> Any:
@@ -198,6 +225,7 @@ def _embedded(home: Path, clock: Clock) -> Session:
         subscription_id=emulator.subscription_id,
         credential=_EmbeddedCredential(emulator.token, emulator.storage_token),
         login="the embedded Azure's own token",
+        principal=lambda: str(emulator.caller_id),
         price_list="the embedded Azure's own list, which is not what Azure asks",
         # The emulator says with retry-after-ms when to ask again.
         client_options={
@@ -246,6 +274,7 @@ def _azure(clock: Clock, subscription: str | None) -> Session:
         subscription_id=subscription or _only_subscription(credential, options),
         credential=credential,
         login=_login_of(credential),
+        principal=lambda: _object_id(credential),
         price_list="Azure Retail Prices API",
         client_options=options,
         defaults=Defaults(),
@@ -264,6 +293,13 @@ def _login_of(credential: Any) -> str:
     """Which of DefaultAzureCredential's it was: azure-identity 1.27 tells that to its log and keeps it here."""
     used = getattr(credential, "_successful_credential", None)
     return type(used).__name__ if used is not None else type(credential).__name__
+
+
+def _object_id(credential: Any) -> str:
+    """Whom the login's token stands for. The token is ours to read and not to check: Azure does."""
+    payload = credential.get_token(ARM_SCOPE).token.split(".")[1]
+    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return str(claims["oid"])
 
 
 def _only_subscription(credential: Any, options: dict[str, Any]) -> str:

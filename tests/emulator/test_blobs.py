@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,30 +29,12 @@ from azure.storage.blob import (
     generate_container_sas,
 )
 
-from .blob_services import Service, azurite, azurite_missing, embedded
-from .conftest import open_cloud
+from .blob_services import Service
 
 
-@pytest.fixture(scope="session")
-def azurite_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    missing = azurite_missing()
-    if missing:
-        pytest.skip(missing)
-    with azurite(tmp_path_factory.mktemp("azurite")) as service:
-        yield service
-
-
-@pytest.fixture(scope="session")
-def embedded_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    cloud = open_cloud(tmp_path_factory.mktemp("embedded") / "emulator")
-    yield embedded(cloud)
-    cloud.azure.close()
-
-
-@pytest.fixture(params=["embedded", pytest.param("azurite", marks=pytest.mark.azurite)])
-def service(request: pytest.FixtureRequest) -> Service:
-    found: Service = request.getfixturevalue(f"{request.param}_service")
-    return found
+@pytest.fixture
+def service(blob_service: Service) -> Service:
+    return blob_service
 
 
 @pytest.fixture
