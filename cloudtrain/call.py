@@ -47,7 +47,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only th
 Verbose = Annotated[
     int, typer.Option("--verbose", "-v", count=True, help="Tell more; -vv: tracebacks and requests too.")
 ]
-SPEAKING: dict[str, tuple[Any, Any]] = {"as_json": (Json, False), "quiet": (Quiet, False), "verbosity": (Verbose, 0)}
+PROGRESS: dict[str, tuple[Any, Any]] = {"quiet": (Quiet, False), "verbosity": (Verbose, 0)}
+SPEAKING: dict[str, tuple[Any, Any]] = {"as_json": (Json, False)} | PROGRESS
 PLACE: dict[str, tuple[Any, Any]] = {"cloud": (Cloud, None), "subscription": (Subscription, None)}
 RUN: dict[str, tuple[Any, Any]] = {"run": (RunName, None)}
 
@@ -69,10 +70,10 @@ class Outcome:
 class Call:
     """What the user said besides a verb's own options, and what is known of the run by now.
 
-    trainer_args: what stood after `--`, None without one. target: set once the verb knows it.
+    arguments: what stood after `--`, None without one. target: set once the verb knows it.
     """
 
-    trainer_args: tuple[str, ...] | None = None
+    arguments: tuple[str, ...] | None = None
     command: str = ""
     run: str | None = None
     cloud: str | None = None
@@ -158,7 +159,8 @@ def _listen_to_requests(verbosity: int) -> None:
         logging.getLogger("azure").addHandler(logging.NullHandler())
 
 
-Verb = Callable[..., Outcome]
+# An exit code alone: the verb has told the user itself.
+Verb = Callable[..., "Outcome | int"]
 
 
 def verb(app: typer.Typer, *common: dict[str, tuple[Any, Any]], name: str = "") -> Callable[[Verb], Verb]:
@@ -169,7 +171,7 @@ def verb(app: typer.Typer, *common: dict[str, tuple[Any, Any]], name: str = "") 
     shared = {key: value for group in common for key, value in group.items()}
 
     def register(function: Verb) -> Verb:
-        def command(context: typer.Context, **given: Any) -> Outcome:
+        def command(context: typer.Context, **given: Any) -> Outcome | int:
             call: Call = context.obj
             call.command = " ".join(context.command_path.split()[1:])
             for key in shared:
@@ -198,7 +200,7 @@ def _sign(command: Verb, function: Verb, shared: dict[str, tuple[Any, Any]]) -> 
 
 
 def _refuse_stray_arguments(call: Call) -> None:
-    if call.trainer_args is not None and call.command != "up":
+    if call.arguments is not None and call.command not in ("up", "emulator shell"):
         raise usage("Arguments after -- go to the trainer, and only up takes them.", call.command)
 
 
@@ -218,8 +220,8 @@ def write(text: str) -> None:
 
 def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Run a command line to its end; whatever happens is told as the user asked for it. Returns the exit code."""
-    arguments, trainer_args = _split(list(arguments))
-    call = Call(trainer_args=trainer_args, as_json="--json" in arguments)
+    arguments, after = _split(list(arguments))
+    call = Call(arguments=after, as_json="--json" in arguments)
     for stream in (sys.stdout, sys.stderr):
         # A log may hold what this terminal's encoding lacks.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -241,7 +243,7 @@ def _split(arguments: list[str]) -> tuple[list[str], tuple[str, ...] | None]:
 
 
 def _outcome(call: Call, app: typer.Typer, arguments: list[str]) -> Outcome | int:
-    """What the verb answered, or why it did not; an exit code alone where typer has told the user itself."""
+    """What the verb answered, or why it did not; an exit code alone where the user has been told."""
     try:
         command = typer.main.get_command(app)
         answer = command.main(arguments, prog_name="cloudtrain", standalone_mode=False, obj=call)

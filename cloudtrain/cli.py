@@ -2,14 +2,14 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from cloudtrain import __version__
-from cloudtrain.call import PLACE, RUN, SPEAKING, Call, Outcome, run, usage, verb, write
+from cloudtrain.call import PLACE, PROGRESS, RUN, SPEAKING, Call, Outcome, run, usage, verb, write
 from cloudtrain.errors import CloudtrainError, Exit
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def up(
         "mount": mount,
         "ssh_key": ssh_key,
         "disk_gb": None if disk_gb is None else number(disk_gb),
-        "trainer_args": call.trainer_args,
+        "trainer_args": call.arguments,
     }
     directory = Path.cwd()
     table = config.read(directory)
@@ -552,6 +552,76 @@ def _confirm(warning: str) -> None:
         raise usage(f"{warning} Nobody is here to confirm it: add --yes.", "emulator reset")
     if not _answered_yes(f"{warning} Go on?"):
         raise CloudtrainError("NotConfirmed", "Nothing was removed.")
+
+
+@verb(emulator_app, SPEAKING, name="serve")
+def emulator_serve(
+    call: Call,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1.  [a free one]", show_default=False)
+    ] = 0,
+) -> int:
+    """Serve the embedded Azure to other programs.
+
+    On this machine only, behind a random bearer token, until Ctrl-C. Its VMs stay.
+    """
+    from cloudtrain import render
+    from cloudtrain.azure.session import embedded_azure
+    from cloudtrain.clock import SystemClock
+    from cloudtrain.emulator import serve
+
+    with ExitStack() as closing:
+        emulator = embedded_azure(call.home, SystemClock())
+        closing.callback(emulator.close)
+        try:
+            url = closing.enter_context(serve.listening(emulator, port))
+        except serve.PortUnavailable as error:
+            raise CloudtrainError(
+                "PortUnavailable",
+                f"Port {port} of this machine cannot be used: {error}.",
+                "cloudtrain emulator serve  without --port takes a free one.",
+                Exit.USAGE,
+            ) from None
+        with serve.until_interrupted() as interrupted:
+            where = {"url": url, "token": emulator.token, "subscription": emulator.subscription_id}
+            write(render.event("serving", **where) + "\n" if call.as_json else render.serving(**where))
+            interrupted.wait()
+    return Exit.DONE
+
+
+@verb(emulator_app, PROGRESS, name="shell")
+def emulator_shell(call: Call) -> int:
+    """Practise Azure's own az on the embedded Azure.
+
+    Opens your shell, in which az is signed in to the embedded Azure and to nothing else, or runs a command there:
+    cloudtrain emulator shell -- az group list
+    """
+    from cloudtrain.azure.session import embedded_azure
+    from cloudtrain.clock import SystemClock
+    from cloudtrain.emulator import shell
+
+    with ExitStack() as closing:
+        emulator = embedded_azure(call.home, SystemClock())
+        closing.callback(emulator.close)
+        with call.displayed() as display:
+            try:
+                with display.step("signing az in to the embedded Azure", "about 5 s"):
+                    environment = closing.enter_context(shell.signed_in(emulator))
+            except shell.AzMissing:
+                raise CloudtrainError(
+                    "AzMissing",
+                    "There is no 'az' (Azure's own command line) on your PATH.",
+                    "pip install azure-cli  installs it, best into a virtual environment of its own.",
+                    Exit.USAGE,
+                ) from None
+            except shell.SignInFailed as error:
+                raise CloudtrainError("SignInFailed", f"az could not sign in to the embedded Azure: {error}") from None
+            if not call.arguments:
+                display.note("Here az works on the embedded Azure alone.  exit  leaves this shell.")
+        try:
+            return shell.run(call.arguments or (), environment)
+        except FileNotFoundError as error:
+            raise usage(f"There is no command '{error.filename}'.", call.command) from None
 
 
 app.add_typer(emulator_app, name="emulator", help="Look after the embedded Azure of the rehearsals.")

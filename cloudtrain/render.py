@@ -290,6 +290,16 @@ def emulator(fields: Mapping[str, Any], paint: Paint) -> list[str]:
     return _labelled(rows, paint)
 
 
+def serving(url: str, token: str, subscription: str) -> str:
+    """Where `emulator serve` listens."""
+    return (
+        f"The embedded Azure listens on {url}, for this machine only.\n"
+        f"  bearer token  {token}\n"
+        f"  subscription  {subscription}\n"
+        "Ctrl-C ends it; its VMs stay.\n"
+    )
+
+
 def _plain_value(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_plain_value(item) for item in value) or "none"

@@ -13,6 +13,7 @@ from typing import Any
 from cloudtrain.emulator import (
     authorization,
     compute,
+    deployments,
     disks,
     images,
     interfaces,
@@ -44,6 +45,7 @@ _MODULES = (
     marketplace,
     storage,
     authorization,
+    deployments,
 )
 ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in module.ROUTES)
 KINDS: Mapping[str, Kind] = {
@@ -54,6 +56,7 @@ KINDS: Mapping[str, Kind] = {
     **power.KINDS,
     **run_command.KINDS,
     **storage.KINDS,
+    **deployments.KINDS,
 }
 
 StartResponse = Callable[..., Any]

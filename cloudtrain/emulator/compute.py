@@ -1,5 +1,6 @@
 """Virtual machines: Microsoft.Compute/virtualMachines."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from cloudtrain.emulator import (
@@ -86,9 +87,19 @@ def patch_vm(azure: Azure, request: Request, group: str, name: str) -> Answer:
     return answer
 
 
-def _create(
-    azure: Azure, records: Records, request: Request, home: Resource, name: str, location: str, body: Json
-) -> tuple[Resource, Operation]:
+@dataclass(frozen=True)
+class _Asked:
+    """What the body of a new VM asks for, understood and granted."""
+
+    size: catalog.Size
+    zones: list[str]
+    spot: Json
+    storage: vm_request.Storage
+    guest: vm_request.Guest
+    user_data: str | None
+
+
+def _asked(records: Records, subscription: str, name: str, location: str, body: Json) -> _Asked:
     properties = section(body, "properties")
     vm_request.check_name(name)
     size, zones = vm_request.size(properties, location), vm_request.zones(body)
@@ -96,31 +107,45 @@ def _create(
     storage = vm_request.storage(properties, size, name)
     guest = vm_request.guest(properties, name)
     user_data = vm_request.user_data(properties)
-    vm_request.check_plan(records, storage.image, body, request.subscription)
+    vm_request.check_plan(records, storage.image, body, subscription)
     vm_request.check_availability(size, location, zones)
     market.check_quota(records, size, location, spot="evictionPolicy" in spot, known=None)
+    return _Asked(size, zones, spot, storage, guest, user_data)
+
+
+def check_new(records: Records, subscription: str, name: str, body: Json) -> None:
+    """Raises what a PUT of that new VM would be refused with, whatever becomes of the resources it refers to."""
+    vm_request.check_members(section(body, "properties"))
+    _asked(records, subscription, name, preconditions.location(body, ids.VM), body)
+
+
+def _create(
+    azure: Azure, records: Records, request: Request, home: Resource, name: str, location: str, body: Json
+) -> tuple[Resource, Operation]:
+    properties = section(body, "properties")
+    asked = _asked(records, request.subscription, name, location, body)
     vm_id = ids.resource_id(request.subscription, home.name, ids.VM, name)
     kept: Json = {
-        "hardwareProfile": {"vmSize": size.name},
-        "storageProfile": storage.profile,
-        "osProfile": guest.profile,
+        "hardwareProfile": {"vmSize": asked.size.name},
+        "storageProfile": asked.storage.profile,
+        "osProfile": asked.guest.profile,
         "networkProfile": {"networkInterfaces": []},
         **_echoed(properties),
-        **spot,
+        **asked.spot,
     }
     vm = Resource(
         vm_id,
         ids.VM,
         name,
         location,
-        _outer(azure, records, vm_id, name, location, body, zones),
+        _outer(azure, records, vm_id, name, location, body, asked.zones),
         {
             "vm_id": guid(),
             "phase": "",
-            "generation": storage.image.generation,
-            "ssh_keys": list(guest.keys),
-            "custom_data_digest": guest.custom_data_digest,
-            "user_data": user_data,
+            "generation": asked.storage.image.generation,
+            "ssh_keys": list(asked.guest.keys),
+            "custom_data_digest": asked.guest.custom_data_digest,
+            "user_data": asked.user_data,
             "etag": 0,
         },
         created=azure.now(),
@@ -131,7 +156,7 @@ def _create(
     ledger.note(azure.ledger, vm.private["vm_id"])
     power.touch(azure, vm)
     records.drop_setting(f"ghost:{vm.key}")
-    disks.new_os_disk(azure, records, records.put(vm), storage.image.generation)
+    disks.new_os_disk(azure, records, records.put(vm), asked.storage.image.generation)
     return vm, power.begin(azure, records, vm, "vm.create")
 
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 GROUP = "Microsoft.Resources/resourceGroups"
+DEPLOYMENT = "Microsoft.Resources/deployments"
 VM = "Microsoft.Compute/virtualMachines"
 RUN_COMMAND = "Microsoft.Compute/virtualMachines/runCommands"
 DISK = "Microsoft.Compute/disks"

@@ -9,7 +9,7 @@ from cloudtrain.emulator.store import Json, Operation, Records
 from cloudtrain.emulator.wire import Answer, ArmError, Request
 
 PROVIDERS: Mapping[str, tuple[str, ...]] = {
-    "Microsoft.Resources": ("resourceGroups", "subscriptions", "tags"),
+    "Microsoft.Resources": ("resourceGroups", "subscriptions", "tags", "deployments"),
     "Microsoft.Compute": (
         "virtualMachines",
         "virtualMachines/runCommands",
@@ -141,6 +141,10 @@ def register(azure: Azure, request: Request, namespace: str) -> Answer:
             records.set_setting(f"provider:{name.lower()}", "Registering")
             operations.begin(azure, records, "provider.register", f"provider:{name}", {"namespace": name})
         return Answer(200, _shape(records, request.subscription, name))
+
+
+def register_at_once(records: Records, namespace: str) -> None:
+    records.set_setting(f"provider:{namespace.lower()}", "Registered")
 
 
 def unregister(azure: Azure, request: Request, namespace: str) -> Answer:

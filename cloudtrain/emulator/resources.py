@@ -11,7 +11,7 @@ from cloudtrain.emulator.store import Json, Operation, Records, Resource
 from cloudtrain.emulator.wire import Answer, ArmError, Request, same, zulu
 
 _NAME = r"[-\w\._\(\)]*[-\w_\(\)]"
-HIDDEN_TYPES = frozenset({ids.GROUP.lower(), ids.ROLE_ASSIGNMENT.lower()})
+HIDDEN_TYPES = frozenset({ids.GROUP.lower(), ids.ROLE_ASSIGNMENT.lower(), ids.DEPLOYMENT.lower()})
 
 
 # groups

@@ -24,6 +24,7 @@ SECONDS: Mapping[str, float] = {
     "vm.evicted": 0.15,
     "disk.delete": 0.06,
     "storage.create": 0.15,
+    "deployment.create": 0.0,  # as long as its resources take
     "runCommand.action": 0.05,
     "runCommand.put": 0.05,
     "runCommand.delete": 0.05,

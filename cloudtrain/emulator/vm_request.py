@@ -264,7 +264,7 @@ class Storage:
 def storage(properties: Json, chosen: Size, vm_name: str) -> Storage:
     profile = section(properties, "storageProfile")
     reference = section(profile, "imageReference")
-    disk = section(profile, "osDisk")
+    disk = _spelt(section(profile, "osDisk"), ("diskSizeGB",))  # az writes diskSizeGb
     _check_disks(profile, reference, disk)
     image = _image(reference)
     if image.generation not in chosen.generations.split(","):
@@ -289,6 +289,12 @@ def storage(properties: Json, chosen: Size, vm_name: str) -> Storage:
     shown = {key: reference[key] for key in ("publisher", "offer", "sku", "version") if reference.get(key)}
     shown["exactVersion"] = image.version
     return Storage(image, {"imageReference": shown, "osDisk": os_disk, "dataDisks": []})
+
+
+def _spelt(given: Json, names: tuple[str, ...]) -> Json:
+    """The object with Azure's own spelling of names, which Azure itself reads without case."""
+    own = {name.lower(): name for name in names}
+    return {own.get(key.lower(), key): value for key, value in given.items()}
 
 
 def _check_disks(profile: Json, reference: Json, disk: Json) -> None:
