@@ -19,6 +19,8 @@ from cloudtrain.errors import CloudtrainError, Exit, InvalidSpec, Refused
 
 EMBEDDED, AZURE = "embedded", "azure"
 REHEARSAL_IMAGE = "cloudtrain-trainer"
+# The image of the tutorial on Azure that this project began with; on the embedded Azure our trainer stands in for it.
+TUTORIAL_IMAGE = "miltonius/cloud_trainingv2"
 ARM_SCOPE = "https://management.azure.com/.default"
 STORAGE_SCOPE = "https://storage.azure.com/.default"
 PRICES_URL = "https://prices.azure.com"
@@ -176,9 +178,8 @@ def embedded_azure(home: Path, clock: Clock) -> Any:
     from cloudtrain.emulator.machines.process import ProcessMachines
 
     root = home / "emulator"
-    machines = ProcessMachines(
-        root / "vms", clock=clock, images={REHEARSAL_IMAGE: _trainer_command()}, readable=_python_directories()
-    )
+    images = {REHEARSAL_IMAGE: _trainer_command(), TUTORIAL_IMAGE: _tutorial_command()}
+    machines = ProcessMachines(root / "vms", clock=clock, images=images, readable=_python_directories())
     with _store_errors():
         return EmbeddedAzure(root, clock=clock, machines=machines)
 
@@ -327,6 +328,12 @@ def _only_subscription(credential: Any, options: dict[str, Any]) -> str:
 def _trainer_command() -> list[str]:
     # The package is found where this one lies, installed or in a checkout.
     return ["/usr/bin/env", f"PYTHONPATH={Path(__file__).parents[2]}", sys.executable, "-m", "trainer"]
+
+
+def _tutorial_command() -> list[str]:
+    """The trainer as an image that takes no arguments and saves to its own /app/Saved_Model."""
+    env, *command = _trainer_command()
+    return [env, "CHECKPOINT_DIR=/app/Saved_Model", *command, *REHEARSAL_ARGUMENTS]
 
 
 def _python_directories() -> list[Path]:

@@ -149,7 +149,7 @@ class Cloud:
         url = reply.headers.get("Azure-AsyncOperation") or reply.headers["Location"]
         while True:
             status = self.call("GET", url)
-            if status.status != 202 and (status.body or {}).get("status") != "InProgress":
+            if status.status != 202 and (status.body or {}).get("status") not in ("InProgress", "Running"):
                 return status
             self.clock.sleep(int(status.headers["retry-after-ms"]) / 1000)
 

@@ -79,7 +79,10 @@ class Replay:
         headers = self.begun.headers
         final = exchange["query"].get("monitor") or "operationresults" in exchange["path"].lower()
         url = headers["Location"] if final else headers["Azure-AsyncOperation"]
-        ended = exchange["status"] != 202 and (exchange["response"] or {}).get("status") != "InProgress"
+        ended = exchange["status"] != 202 and (exchange["response"] or {}).get("status") not in (
+            "InProgress",
+            "Running",
+        )
         return (
             self.cloud.finish(Reply(0, {"Azure-AsyncOperation": url}, None)) if ended else self.cloud.call("GET", url)
         )
