@@ -58,6 +58,7 @@ def _environment(given: Mapping[str, str], directory: Path, trusted: Path) -> di
         "AZURE_CORE_COLLECT_TELEMETRY": "false",
         "AZURE_CORE_SURVEY_MESSAGE": "false",
         "AZURE_CORE_LOGIN_EXPERIENCE_V2": "off",
+        "AZURE_CORE_DISPLAY_REGION_IDENTIFIED": "false",  # advertises regions that are not here
         "REQUESTS_CA_BUNDLE": str(trusted),
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
