@@ -1,7 +1,7 @@
 """What can go wrong, in the user's words. Every error says what happened, why, and what to run next."""
 
 from collections.abc import Sequence
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 
 class Exit(IntEnum):
@@ -19,19 +19,39 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
+class Blocks(StrEnum):
+    """What an answer of Azure's closes for a while: asking for it again at once would be refused again."""
+
+    NOTHING = "nothing"  # the same again may well succeed
+    ZONE = "zone"  # this size, in this zone
+    SIZE = "size"  # this size, in this region
+    SPOT = "spot"  # every Spot VM, in this region at least
+    REGION = "region"  # every VM of this region
+    EVERYTHING = "everything"  # whatever is asked for, until somebody acts
+
+
 class CloudtrainError(Exception):
     """An error a person can act on.
 
     code: a stable name for scripts, CamelCase as Azure's own (`NoSuchRun`, `SkuNotAvailable`).
-    message: what happened and why. hint: what to run next. exit_code: see `Exit`.
+    message: what happened and why. hint: what to run next. exit_code: see `Exit`. blocks: None where it is not Azure
+    that refused or failed.
     """
 
-    def __init__(self, code: str, message: str, hint: str = "", exit_code: Exit = Exit.UNEXPECTED) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        hint: str = "",
+        exit_code: Exit = Exit.UNEXPECTED,
+        blocks: Blocks | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.hint = hint
         self.exit_code = exit_code
+        self.blocks = blocks
 
     @property
     def each(self) -> Sequence["CloudtrainError"]:
@@ -79,7 +99,8 @@ class NoSuchRun(CloudtrainError):
 
 
 class Refused(CloudtrainError):
-    """Azure said no: quota, capacity, rights, terms or price. `code` is Azure's own."""
+    """Azure said no: quota, capacity, rights, terms or price. `code` is Azure's own, or ours where Azure's names
+    several things (`OperationNotAllowed`)."""
 
-    def __init__(self, code: str, message: str, hint: str = "") -> None:
-        super().__init__(code, message, hint, Exit.REFUSED)
+    def __init__(self, code: str, message: str, hint: str = "", blocks: Blocks | None = None) -> None:
+        super().__init__(code, message, hint, Exit.REFUSED, blocks)

@@ -48,9 +48,14 @@ def envelope(command: str, run: str | None, data: object, errors: Sequence[Cloud
             "run": run or None,
             "ok": not errors,
             "data": data,
-            "errors": [{"code": e.code, "message": e.message, "hint": e.hint} for e in errors],
+            "errors": [_as_json(error) for error in errors],
         }
     )
+
+
+def _as_json(error: CloudtrainError) -> dict[str, str]:
+    told = {"code": error.code, "message": error.message, "hint": error.hint}
+    return told if error.blocks is None else told | {"blocks": error.blocks.value}
 
 
 def event(kind: str, **fields: object) -> str:

@@ -119,7 +119,9 @@ def set_tags(session: Session, group: Group, tags: Mapping[str, str]) -> None:
     """Merge tags into the group's, leaving the others alone, whoever else writes at the same time."""
     with translated("updating the run's tags"):
         session.resources.tags.begin_update_at_scope(
-            group.id.lstrip("/"), {"operation": "Merge", "properties": {"tags": dict(tags)}}
+            group.id.lstrip("/"),
+            {"operation": "Merge", "properties": {"tags": dict(tags)}},
+            polling=session.polling(),
         ).result()
 
 
@@ -142,7 +144,7 @@ def begin_delete(session: Session, group: Group) -> Any:
 
     with translated("deleting the resource group"):
         try:
-            return session.resources.resource_groups.begin_delete(group.name)
+            return session.resources.resource_groups.begin_delete(group.name, polling=session.polling())
         except HttpResponseError as error:
             if is_missing(error):
                 return None

@@ -47,7 +47,9 @@ def begin_delete_watcher_group(session: Session) -> Any:
 
     with translated("deleting the network watchers"):
         try:
-            return session.resources.resource_groups.begin_delete(names.NETWORK_WATCHER_GROUP)
+            return session.resources.resource_groups.begin_delete(
+                names.NETWORK_WATCHER_GROUP, polling=session.polling()
+            )
         except HttpResponseError as error:
             if is_missing(error):
                 return None

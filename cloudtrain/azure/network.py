@@ -18,7 +18,9 @@ def create_vnet(session: Session, group: Group) -> str:
         },
     }
     with translated("creating the virtual network"):
-        made = session.network.virtual_networks.begin_create_or_update(group.name, names.vnet(group.run), body).result()
+        made = session.network.virtual_networks.begin_create_or_update(
+            group.name, names.vnet(group.run), body, polling=session.polling()
+        ).result()
     return str(made.subnets[0].id)
 
 
@@ -27,7 +29,7 @@ def create_nsg(session: Session, group: Group) -> str:
     body = {"location": group.location, "properties": {"securityRules": []}}
     with translated("creating the network security group"):
         made = session.network.network_security_groups.begin_create_or_update(
-            group.name, names.nsg(group.run), body
+            group.name, names.nsg(group.run), body, polling=session.polling()
         ).result()
     return str(made.id)
 

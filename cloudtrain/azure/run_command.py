@@ -108,7 +108,7 @@ def _begin(
         for attempt in range(10):
             try:
                 session.compute.virtual_machine_run_commands.begin_create_or_update(
-                    group.name, names.vm(group.run, group.generation), name, body
+                    group.name, names.vm(group.run, group.generation), name, body, polling=session.polling()
                 ).result()
                 return
             except HttpResponseError as error:

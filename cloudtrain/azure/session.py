@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cloudtrain.azure.errors import translated
 from cloudtrain.clock import Clock
 from cloudtrain.errors import CloudtrainError, Exit, InvalidSpec, Refused
+
+if TYPE_CHECKING:
+    from cloudtrain.azure.retries import Pace
 
 EMBEDDED, AZURE = "embedded", "azure"
 REHEARSAL_IMAGE = "cloudtrain-trainer"
@@ -70,6 +73,7 @@ class Session(AbstractContextManager["Session"]):
         principal: Callable[[], str],
         price_list: str,
         client_options: dict[str, Any],
+        pace: "Pace",
         defaults: Defaults,
         capabilities: Capabilities,
         set_notice: Callable[[str, float], None] | None = None,
@@ -84,7 +88,8 @@ class Session(AbstractContextManager["Session"]):
         self._principal = principal
         self.price_list = price_list
         self._credential = credential
-        self._options = client_options | {"per_retry_policies": _own_policies()}
+        self._options = client_options | {"retry_policy": _retries(pace), "per_retry_policies": _own_policies()}
+        self._pace = pace
         self._set_notice = set_notice
         self._close = close
 
@@ -148,6 +153,12 @@ class Session(AbstractContextManager["Session"]):
 
         return PipelineClient(PRICES_URL, transport=self._options["transport"], retry_total=1)
 
+    def polling(self) -> Any:
+        """How the SDK is to wait for one long-running operation: its `polling=`."""
+        from cloudtrain.azure.retries import Polling
+
+        return Polling(self._pace)
+
     def set_notice(self, vm_id: str, seconds: float) -> None:
         """How long before its next eviction the VM is warned."""
         if self._set_notice is None:
@@ -206,12 +217,23 @@ def trainer_missing() -> str | None:
     return None
 
 
+def _retries(pace: "Pace") -> Any:
+    from cloudtrain.azure.retries import Retries
+
+    return Retries(pace)
+
+
 def _embedded(home: Path, clock: Clock) -> Session:
+    return on_emulator(embedded_azure(home, clock), clock)
+
+
+def on_emulator(emulator: Any, clock: Clock) -> Session:
+    """A session on an `EmbeddedAzure`; closing it closes that."""
     import requests
 
-    from cloudtrain.azure.wsgi_transport import ClockedTransport, WsgiAdapter
+    from cloudtrain.azure import retries
+    from cloudtrain.azure.wsgi_transport import WsgiAdapter
 
-    emulator = embedded_azure(home, clock)
     http = requests.Session()
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -228,17 +250,19 @@ def _embedded(home: Path, clock: Clock) -> Session:
         login="the embedded Azure's own token",
         principal=lambda: str(emulator.caller_id),
         price_list="the embedded Azure's own list, which is not what Azure asks",
-        # The emulator says with retry-after-ms when to ask again.
-        client_options={
-            "transport": ClockedTransport(clock, session=http, session_owner=False),
-            "polling_interval": 0,
-            "retry_total": 0,
-        },
+        client_options={"transport": _transport(clock, retries.EMBEDDED, session=http, session_owner=False)},
+        pace=retries.EMBEDDED,
         defaults=Defaults(trainer_image=REHEARSAL_IMAGE, arguments=REHEARSAL_ARGUMENTS),
         capabilities=Capabilities(notice=True, published_images=False, bills=False, poll_seconds=0.2),
         set_notice=emulator.set_notice,
         close=emulator.close,
     )
+
+
+def _transport(clock: Clock, pace: "Pace", **options: Any) -> Any:
+    from cloudtrain.azure.wsgi_transport import ClockedTransport
+
+    return ClockedTransport(clock, connection_timeout=10, read_timeout=pace.read_timeout, **options)
 
 
 # A small, honest job: a minute or two on two cores.
@@ -261,14 +285,14 @@ class _EmbeddedCredential:
 def _azure(clock: Clock, subscription: str | None) -> Session:
     from azure.identity import DefaultAzureCredential
 
-    from cloudtrain.azure.wsgi_transport import ClockedTransport
+    from cloudtrain.azure import retries
 
     # What it tried comes as a warning of 20 lines, too; the error below says what to do.
     logging.getLogger("azure.identity").addHandler(logging.NullHandler())
     credential = DefaultAzureCredential()
     with translated("logging in to Azure"):
         credential.get_token(ARM_SCOPE)
-    options = {"transport": ClockedTransport(clock), "polling_interval": 10}
+    options = {"transport": _transport(clock, retries.AZURE)}
     return Session(
         cloud=AZURE,
         name="Azure",
@@ -278,6 +302,7 @@ def _azure(clock: Clock, subscription: str | None) -> Session:
         principal=lambda: _object_id(credential),
         price_list="Azure Retail Prices API",
         client_options=options,
+        pace=retries.AZURE,
         defaults=Defaults(),
         capabilities=Capabilities(notice=False, published_images=True, bills=True, poll_seconds=10.0),
         close=credential.close,

@@ -72,7 +72,10 @@ def create(session: Session, group: Group, *, subnet_id: str, nsg_id: str) -> Vm
     plan = images.plan(session, group.spec.location, group.spec.vm_image)
     with translated("creating the Spot VM"):
         session.compute.virtual_machines.begin_create_or_update(
-            group.name, names.vm(group.run, group.generation), _body(group, subnet_id, nsg_id, plan)
+            group.name,
+            names.vm(group.run, group.generation),
+            _body(group, subnet_id, nsg_id, plan),
+            polling=session.polling(),
         ).result()
     made = find(session, group)
     assert made is not None, "Azure reported the VM as made, and does not know it"
@@ -99,7 +102,7 @@ def update(session: Session, group: Group, spec_changes: dict[str, Any]) -> None
     """PATCH properties of the deallocated VM: its size or its maximum price."""
     with translated("changing the VM"):
         session.compute.virtual_machines.begin_update(
-            group.name, names.vm(group.run, group.generation), {"properties": spec_changes}
+            group.name, names.vm(group.run, group.generation), {"properties": spec_changes}, polling=session.polling()
         ).result()
 
 
@@ -118,7 +121,7 @@ def _operate(session: Session, group: Group, clock: Clock, doing: str, method: s
         while True:
             try:
                 call = getattr(session.compute.virtual_machines, method)
-                call(group.name, names.vm(group.run, group.generation)).result()
+                call(group.name, names.vm(group.run, group.generation), polling=session.polling()).result()
                 return
             except HttpResponseError as error:
                 if not in_conflict(error) or clock.now().timestamp() > deadline:
