@@ -10,6 +10,7 @@ import typer
 
 from cloudtrain import __version__
 from cloudtrain.call import PLACE, PROGRESS, RUN, SPEAKING, Call, Outcome, run, usage, verb, write
+from cloudtrain.emulator_verbs import emulator_app
 from cloudtrain.errors import CloudtrainError, Exit
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-emulator_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 
 def _print_version(wanted: bool) -> None:

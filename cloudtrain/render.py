@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloudtrain.display import clean, duration, is_terminal
@@ -11,6 +12,8 @@ from cloudtrain.errors import CloudtrainError
 if TYPE_CHECKING:
     from typing import TextIO
 
+    from cloudtrain.emulator.faults import Faults, Rule
+    from cloudtrain.emulator.settings import Settings, Shortage
     from cloudtrain.workflow.doctor import DoctorResult
     from cloudtrain.workflow.down import DownResult
     from cloudtrain.workflow.list_runs import ListResult
@@ -389,6 +392,48 @@ def _bill(cloud: str, vm: "VmInfo | None", run: str) -> str:
     if vm.power_state == "deallocated":
         return f"The VM is not billed; its disk and its public address are, until cloudtrain down {run}."
     return f"The VM is billed by the second, until cloudtrain stop {run}  or  cloudtrain down {run}."
+
+
+def emulator_settings(result: "Settings", paint: Paint) -> list[str]:
+    rows = [("spot cores", str(result.spot_cores)), ("other cores", str(result.cores))]
+    rows += [("quota", f"{what}: {cores}") for what, cores in result.quotas.items()]
+    rows += [("spot price", f"{what}: {price:g} USD an hour") for what, price in result.prices.items()]
+    rows += [("no capacity", _shortage(shortage)) for shortage in result.no_capacity]
+    return _labelled([*rows, ("durations", f"{result.latency}, times {result.factor:g}")], paint)
+
+
+def _shortage(shortage: "Shortage") -> str:
+    where = [shortage.size or "every size"]
+    if shortage.zone:
+        where.append(f"in zone {shortage.zone}")
+    where.append(f"in {shortage.location or 'every region'}")
+    if shortage.until is not None:
+        where.append(f"until {datetime.fromtimestamp(shortage.until, UTC):%H:%M:%S} UTC")
+    return " ".join(where)
+
+
+def faults(result: "Faults", paint: Paint) -> list[str]:
+    if not result.faults:
+        return ["No faults."]
+    rows = [
+        (str(rule.id), rule.kind, rule.on, _terms(rule), f"{rule.struck} of {rule.seen} requests")
+        for rule in result.faults
+    ]
+    return _table(("id", "kind", "on", "when", "struck"), rows, paint)
+
+
+def _terms(rule: "Rule") -> str:
+    words = ["for ever" if rule.count is None else "once" if rule.count == 1 else f"{rule.count} times"]
+    if rule.after:
+        words.append(f"after {rule.after}")
+    if rule.probability < 1:
+        words.append(f"with probability {rule.probability:g} (seed {rule.seed})")
+    words += [
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in (("code", rule.code), ("retry-after", rule.retry_after), ("seconds", rule.seconds))
+        if value is not None
+    ]
+    return ", ".join(words)
 
 
 def _labelled(rows: Sequence[Row], paint: Paint) -> list[str]:

@@ -13,6 +13,7 @@ import requests
 from azure.core.pipeline.transport import RequestsTransport
 from requests.adapters import BaseAdapter
 from requests.utils import super_len
+from urllib3.exceptions import ProtocolError
 from urllib3.response import HTTPResponse
 
 from cloudtrain.clock import Clock
@@ -39,10 +40,17 @@ class WsgiAdapter(BaseAdapter):
         def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
             started["status"], started["headers"] = status, headers
 
+        environ = _environ(request)
+        environ["cloudtrain.patience"] = timeout[1] if isinstance(timeout, tuple) else timeout
         try:
-            body = self._app(_environ(request), start_response)
+            body = self._app(environ, start_response)
         except socket.gaierror as error:  # a host that there is not
             raise requests.ConnectionError(error, request=request) from error
+        except ConnectionResetError as error:
+            # What urllib3 and requests make of a connection that the other side closed before it answered.
+            raise requests.ConnectionError(ProtocolError("Connection aborted.", error), request=request) from error
+        except TimeoutError as error:
+            raise requests.ReadTimeout(f"Read timed out. (read timeout={timeout})", request=request) from error
         code, _, reason = started["status"].partition(" ")
         raw = HTTPResponse(
             body=_Body(body),

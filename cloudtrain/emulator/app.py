@@ -15,6 +15,7 @@ from cloudtrain.emulator import (
     compute,
     deployments,
     disks,
+    faults,
     images,
     interfaces,
     marketplace,
@@ -60,6 +61,7 @@ KINDS: Mapping[str, Kind] = {
 }
 
 StartResponse = Callable[..., Any]
+PATIENCE = "cloudtrain.patience"
 
 _API_VERSION = re.compile(r"^(\d{4})-(\d{2})-(\d{2})(-preview|-alpha|-beta|-privatepreview)?$", re.IGNORECASE)
 _OLDEST, _NEWEST = 2014, 2030
@@ -249,7 +251,10 @@ def base_of(environ: Mapping[str, Any]) -> str:
 
 @dataclass
 class App:
-    """PEP 3333. Raises StoreError where the database cannot be used: in-process callers get it as it is."""
+    """PEP 3333, and raises where a server cannot answer: StoreError where the database cannot be used;
+    ConnectionResetError and TimeoutError where a fault says so, which Werkzeug's server takes for a connection that is
+    gone. In-process callers get them as they are, and may say in `environ[PATIENCE]` how many seconds they wait for an
+    answer."""
 
     azure: Azure
     counters: Counters = field(default_factory=Counters)
@@ -264,8 +269,11 @@ class App:
                 token = records.setting("token") or ""
             _check_token(environ, token)
             route, names, request = self._prepare(environ, method)
+            strike = faults.strike(self.azure, route, request, names, environ.get(PATIENCE))
+            strike.before()
             self._reconcile(route, names)
-            answer = route.handler(self.azure, request, **names)
+            with strike.around():
+                answer = route.handler(self.azure, request, **names)
         except ArmError as refusal:
             answer = refusal.answer()
         if method == "HEAD":

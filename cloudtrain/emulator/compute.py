@@ -157,7 +157,7 @@ def _create(
     power.touch(azure, vm)
     records.drop_setting(f"ghost:{vm.key}")
     disks.new_os_disk(azure, records, records.put(vm), asked.storage.image.generation)
-    return vm, power.begin(azure, records, vm, "vm.create")
+    return vm, power.begin(azure, records, vm, "vm.create", market.without_capacity(records, vm, azure.now()))
 
 
 def _outer(azure: Azure, records: Records, vm_id: str, name: str, location: str, body: Json, zones: list[str]) -> Json:
@@ -382,6 +382,8 @@ def _act(azure: Azure, request: Request, group: str, name: str, kind: str, argum
             power.check_running(vm)
         if kind == "vm.start":
             _check_start(azure, records, vm)
+            if power.phase(vm) == power.DEALLOCATED:
+                given |= market.without_capacity(records, vm, azure.now())
         operation = power.begin(azure, records, vm, kind, given)
         answer = accepted(request, operation, vm, status=202, with_location=True)
     operations.advance(azure, operation.seq, patience=timing.PATIENCE_SECONDS)
@@ -459,7 +461,7 @@ def simulate_eviction(azure: Azure, request: Request, group: str, name: str) -> 
             )
         power.check_free(records, vm, "simulateEviction")
         power.check_running(vm)
-        notice = float(records.setting(f"notice:{vm.key}") or timing.DEFAULT_NOTICE_SECONDS)
+        notice = power.notice(records, vm)
     try:
         azure.machines.evict(vm.private["vm_id"], notice)
     except MachineError:  # it went off since it was looked at

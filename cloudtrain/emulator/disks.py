@@ -121,7 +121,8 @@ def patch_disk(azure: Azure, request: Request, group: str, name: str) -> Answer:
 
 
 def _settle_delete(azure: Azure, records: Records, operation: Operation, outcome: Outcome) -> None:
-    records.delete(operation.target)
+    if outcome.error is None:
+        records.delete(operation.target)
 
 
 KINDS = {"disk.delete": Kind(settle=_settle_delete)}

@@ -1,9 +1,10 @@
 """The embedded Azure as the rest of cloudtrain sees it: one WSGI app over one directory."""
 
+import contextlib
 import secrets
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,26 @@ from cloudtrain.clock import Clock
 from cloudtrain.emulator import (
     app,
     catalog,
+    faults,
     ids,
     ledger,
+    market,
     marketplace,
     operations,
     power,
     principals,
     providers,
+    settings,
     storage,
     store,
     timing,
 )
 from cloudtrain.emulator.blobs.service import DOMAIN, BlobService
 from cloudtrain.emulator.locks import WorkLocks
-from cloudtrain.emulator.machines import Machines
+from cloudtrain.emulator.machines import MachineError, Machines
 from cloudtrain.emulator.operations import Azure
-from cloudtrain.emulator.store import Store
+from cloudtrain.emulator.settings import Settings
+from cloudtrain.emulator.store import Records, Store
 from cloudtrain.emulator.wire import guid
 
 
@@ -165,6 +170,35 @@ class EmbeddedAzure:
                     break
             time.sleep(0.02)
         self._azure.machines.erase(vm_id)
+
+    def settings(self) -> Settings:
+        with self._azure.store.read() as records:
+            return settings.current(records, self._azure.now())
+
+    def set(self, change: Callable[[Records, float], None]) -> Settings:
+        """Change what is set, all or nothing. change: is handed the records and the time. Spot VMs that would pay less
+        than the price is now are evicted. Raises NotUnderstood."""
+        with self._azure.store.write() as records:
+            change(records, self._azure.now())
+            outbid = [(vm.private["vm_id"], power.notice(records, vm)) for vm in market.outbid(records)]
+        for vm_id, notice in outbid:
+            with contextlib.suppress(MachineError):  # it is off
+                self._azure.machines.evict(vm_id, notice)
+        return self.settings()
+
+    def add_fault(self, kind: str, **terms: Any) -> faults.Rule:
+        """terms: those of `faults.add`. Raises NotUnderstood."""
+        with self._azure.store.write() as records:
+            return faults.add(records, app.ROUTES, kind, **terms)
+
+    def fault_rules(self) -> list[faults.Rule]:
+        with self._azure.store.read() as records:
+            return faults.rules(records)
+
+    def clear_faults(self, numbers: Sequence[int] = ()) -> list[faults.Rule]:
+        """Remove these, or all; returns what was removed. Raises NotUnderstood."""
+        with self._azure.store.write() as records:
+            return faults.clear(records, numbers)
 
     def close(self) -> None:
         """Let work in hand end (at most 15 s; what is left, a later request takes over), and close the

@@ -1,8 +1,9 @@
 """What can be had: Spot prices and core quotas, with what the person rehearsing has set."""
 
-from cloudtrain.emulator import catalog, ids
+from cloudtrain.emulator import catalog, ids, settings
 from cloudtrain.emulator.catalog import Size
-from cloudtrain.emulator.store import Records, Resource
+from cloudtrain.emulator.refusals import Circumstances, failure
+from cloudtrain.emulator.store import Json, Records, Resource
 from cloudtrain.emulator.wire import ArmError
 
 SPOT_PRIORITIES = frozenset({"spot", "low"})
@@ -28,7 +29,7 @@ def limit(records: Records, name: str, region: str) -> int:
     if name == "lowPriorityCores":
         return int(records.setting("spot_cores") or catalog.DEFAULT_SPOT_CORES)
     if name == "cores":
-        return catalog.REGIONAL_CORES
+        return int(records.setting("cores") or catalog.REGIONAL_CORES)
     gpu = any(size.family == name and size.gpus for size in catalog.SIZES.values())
     return catalog.GPU_FAMILY_CORES if gpu else catalog.FAMILY_CORES
 
@@ -74,6 +75,38 @@ def _exceeded(name: str, region: str, allowed: int, current: int, more: int, spo
         "about "
         f"quota limits at https://docs.microsoft.com/en-us/azure/azure-portal/supportability/{page}",
     )
+
+
+def without_capacity(records: Records, vm: Resource, now: float) -> Json:
+    """The `failure` of an operation that wants a host for the VM; {} where there is one. Azure accepts the request and
+    fails later."""
+    parsed = ids.parse(vm.id)
+    size = str(vm.body["properties"]["hardwareProfile"]["vmSize"])
+    zone = next(iter(vm.body.get("zones") or [""]))
+    for shortage in settings.shortages(records, now):
+        if (
+            shortage.size in (None, size)
+            and shortage.zone in (None, zone)
+            and shortage.location in (None, vm.location.lower())
+        ):
+            about = Circumstances(
+                parsed.subscription if parsed else "", vm.group, size=size, location=vm.location, zone=zone
+            )
+            return {"failure": failure("ZonalAllocationFailed" if zone else "AllocationFailed", about)}
+    return {}
+
+
+def outbid(records: Records) -> list[Resource]:
+    """Spot VMs that run and would pay less than the price is now."""
+    found = []
+    for vm in records.resources(ids.VM):
+        if not is_spot(vm) or vm.private["phase"] != "running":
+            continue
+        size = catalog.SIZES[vm.body["properties"]["hardwareProfile"]["vmSize"].lower()]
+        highest = vm.body["properties"]["billingProfile"]["maxPrice"]
+        if highest != NO_LIMIT and highest < spot_price(records, size, vm.location):
+            found.append(vm)
+    return found
 
 
 def check_price(records: Records, size: Size, region: str, highest: float, operation: str) -> None:

@@ -123,17 +123,23 @@ def _settle_put(azure: Azure, records: Records, operation: Operation, outcome: O
     resource = records.resource(operation.target)
     if resource is None:
         return
-    resource.private["provisioning"] = resource.body["properties"]["provisioningState"] = "Succeeded"
+    state = "Succeeded" if outcome.error is None else "Failed"
+    resource.private["provisioning"] = resource.body["properties"]["provisioningState"] = state
     resource.body["etag"] = etag()
     for part in ("subnets", "securityRules", "ipConfigurations"):
         for child in resource.body["properties"].get(part, []):
-            child["properties"]["provisioningState"] = "Succeeded"
+            child["properties"]["provisioningState"] = state
             child["etag"] = resource.body["etag"]
     records.put(resource)
 
 
 def _settle_delete(azure: Azure, records: Records, operation: Operation, outcome: Outcome) -> None:
-    records.delete(operation.target)
+    resource = records.resource(operation.target)
+    if outcome.error is None:
+        records.delete(operation.target)
+    elif resource is not None:
+        resource.private["provisioning"] = resource.body["properties"]["provisioningState"] = "Failed"
+        records.put(resource)
 
 
 KINDS = {"network.put": Kind(settle=_settle_put), "network.delete": Kind(settle=_settle_delete)}
@@ -153,7 +159,7 @@ def get_operation_result(azure: Azure, request: Request, location: str, operatio
         "Location": f"{root}/operationResults/{operation}?{query}",
     }
     if current.open:
-        return Answer(202, None, {**headers, **operations.polling_headers()})
+        return Answer(202, None, {**headers, **operations.polling_headers(current)})
     return Answer(204, None, headers)
 
 

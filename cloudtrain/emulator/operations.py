@@ -9,7 +9,9 @@ request after `ready` makes.
 import base64
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +84,39 @@ class Kind:
     settle: Callable[[Azure, Records, Operation, Outcome], None] = _no_change
 
 
+@dataclass
+class Fate:
+    """What a fault has in store for the operation that a request begins: arguments of it, taken by the first one."""
+
+    arguments: Json
+    taken: bool = False
+
+
+_FATE: ContextVar[Fate | None] = ContextVar("_FATE", default=None)
+
+
+@contextmanager
+def fated(arguments: Json) -> Iterator[None]:
+    """Inside, the first operation that is begun gets these arguments too."""
+    token = _FATE.set(Fate(arguments))
+    try:
+        yield
+    finally:
+        _FATE.reset(token)
+
+
+def _fate() -> Json:
+    fate = _FATE.get()
+    if fate is None or fate.taken:
+        return {}
+    fate.taken = True
+    return fate.arguments
+
+
+def latency(records: Records) -> timing.Latency:
+    return timing.Latency(records.setting("latency") or "rehearsal", float(records.setting("latency_factor") or 1.0))
+
+
 def begin(
     azure: Azure,
     records: Records,
@@ -89,7 +124,6 @@ def begin(
     target: str,
     arguments: Json | None = None,
     *,
-    seconds: float | None = None,
     operation_id: str | None = None,
     secret: bytes | None = None,
     lock: int | None = None,
@@ -97,12 +131,12 @@ def begin(
     """Record an operation inside the caller's transaction; `advance` does the rest.
 
     lock: the seq of the resource whose machine it works on; only one such operation at a time is
-    performed."""
-    now = azure.now()
-    takes = timing.SECONDS[kind] if seconds is None else seconds
-    given = {**(arguments or {}), "lock": lock}
-    operation = Operation(operation_id or guid(), kind, target.lower(), now, now + takes, given, secret=secret)
-    if azure.kinds[kind].perform is _nothing:
+    performed. An argument `failure` (code and message) makes it end so, with nothing done."""
+    now, takes = azure.now(), latency(records)
+    given = {**(arguments or {}), "lock": lock, "poll": takes.poll_milliseconds, **_fate()}
+    ready = now + takes.seconds(kind)
+    operation = Operation(operation_id or guid(), kind, target.lower(), now, ready, given, secret=secret)
+    if azure.kinds[kind].perform is _nothing or "failure" in given:
         operation.performed = now
     records.forget_operations(now - _REMEMBERED_SECONDS)
     return records.add_operation(operation)
@@ -145,8 +179,8 @@ def advance_all(azure: Azure) -> None:
 def _settle(azure: Azure, operation: Operation) -> None:
     if azure.now() < operation.ready:
         return
-    kind = azure.kinds[operation.kind]
-    outcome = kind.outcome(azure, operation)
+    kind, failure = azure.kinds[operation.kind], operation.arguments.get("failure")
+    outcome = Outcome(error=failure) if failure else kind.outcome(azure, operation)
     if outcome is None:
         return
     with azure.store.write() as records:
@@ -213,8 +247,8 @@ def _raise_failures(azure: Azure) -> None:
 # What a client sees of it
 
 
-def polling_headers() -> dict[str, str]:
-    return {"retry-after-ms": str(timing.POLL_MILLISECONDS)}
+def polling_headers(operation: Operation) -> dict[str, str]:
+    return {"retry-after-ms": str(operation.arguments["poll"])}
 
 
 def accepted(
@@ -235,7 +269,7 @@ def accepted(
     headers = {
         "Azure-AsyncNotification": "Enabled",
         "Azure-AsyncOperation": f"{root}/operations/{operation.id}?{page}{signed}",
-        **polling_headers(),
+        **polling_headers(operation),
     }
     if with_location and provider == "Microsoft.Compute":
         headers["Location"] = f"{root}/operations/{operation.id}?{page}monitor=true&{signed}"
@@ -271,7 +305,7 @@ def find(azure: Azure, operation_id: str) -> Operation:
 
 
 def poll(operation: Operation, *, brief: bool) -> Answer:
-    headers = polling_headers() if operation.open else {}
+    headers = polling_headers(operation) if operation.open else {}
     return Answer(200, status_body(operation, brief=brief), headers)
 
 
@@ -279,7 +313,7 @@ def monitor(request: Request, operation: Operation) -> Answer:
     """Compute's Location: 202 while it goes on, then what the action returns."""
     if operation.open:
         here = f"{request.base}{request.path}?" + "&".join(f"{k}={v}" for k, v in request.query.items())
-        return Answer(202, None, {"Location": here, **polling_headers()})
+        return Answer(202, None, {"Location": here, **polling_headers(operation)})
     if operation.error is not None:
         return Answer(409, {"error": operation.error})
     return Answer(200, operation.result)

@@ -4,10 +4,11 @@ machines say.
 The machine's power is the truth. What the store says is what was last asked for; `observe` brings it up to
 date."""
 
+import contextlib
 from datetime import UTC
 
 from cloudtrain.emulator import disks, ids, interfaces, operations, timing
-from cloudtrain.emulator.machines import MachineSpec, OffCause, Power
+from cloudtrain.emulator.machines import MachineError, MachineSpec, OffCause, Power
 from cloudtrain.emulator.operations import Azure, Kind, Outcome
 from cloudtrain.emulator.store import Json, Operation, Records, Resource
 from cloudtrain.emulator.wire import ArmError, same
@@ -51,6 +52,11 @@ def not_running() -> ArmError:
 def phase(vm: Resource) -> str:
     """running, stopped, ..., or "" while a VM has never been powered."""
     return str(vm.private["phase"])
+
+
+def notice(records: Records, vm: Resource) -> float:
+    """How many seconds before an eviction the VM is told."""
+    return float(records.setting(f"notice:{vm.key}") or timing.DEFAULT_NOTICE_SECONDS)
 
 
 def policy_is_delete(vm: Resource) -> bool:
@@ -103,16 +109,16 @@ def machine_spec(azure: Azure, vm: Resource) -> MachineSpec:
 # the work on machines; each may be done twice
 
 
-def _spec_of(azure: Azure, operation: Operation) -> MachineSpec | None:
+def _boot(azure: Azure, operation: Operation) -> None:
     with azure.store.read() as records:
         vm = records.resource(operation.target)
-    return None if vm is None else machine_spec(azure, vm)
-
-
-def _boot(azure: Azure, operation: Operation) -> None:
-    spec = _spec_of(azure, operation)
-    if spec is not None:
-        azure.machines.boot(spec)
+    if vm is not None:
+        # Only a VM that was stopped, not deallocated, is on the host where it was, with the temporary disk it had.
+        stayed = operation.kind != "vm.create" and vm.private.get("phase_before") != DEALLOCATED
+        azure.machines.boot(machine_spec(azure, vm), same_host=stayed)
+    if operation.arguments.get("evicted"):
+        with contextlib.suppress(MachineError):  # cut already, by a process that was killed before it said so
+            azure.machines.evict(operation.arguments["vm_id"], 0)
 
 
 def _reboot(azure: Azure, operation: Operation) -> None:
@@ -150,8 +156,9 @@ def _settle(azure: Azure, records: Records, operation: Operation, outcome: Outco
     vm.private["failure"] = None if outcome.error is None else outcome.error["code"]
     if operation.kind in ("vm.create", "vm.start", "vm.restart", "vm.redeploy"):
         vm.private["phase"] = RUNNING if outcome.error is None else vm.private.get("phase_before", "")
-    elif operation.kind in _PHASE_AFTER and outcome.error is None:
-        vm.private["phase"] = _PHASE_AFTER[operation.kind]
+    elif operation.kind in _PHASE_AFTER:
+        after = _PHASE_AFTER[operation.kind] if outcome.error is None else vm.private["phase_before"]
+        vm.private["phase"] = after
     if operation.kind in ("vm.create", "vm.deallocate"):
         vm.private["disk_time"] = azure.now()
     if operation.kind in ("vm.create", "vm.start", "vm.restart", "vm.redeploy"):
@@ -161,6 +168,32 @@ def _settle(azure: Azure, records: Records, operation: Operation, outcome: Outco
     disks.follow(records, vm, allocated=vm.private["phase"] != DEALLOCATED)
     touch(azure, vm)
     records.put(vm)
+
+
+def _settle_create(azure: Azure, records: Records, operation: Operation, outcome: Outcome) -> None:
+    vm = records.resource(operation.target)
+    if vm is not None and operation.arguments.get("evicted") and policy_is_delete(vm):
+        _vanish(azure, records, vm)
+    else:
+        _settle(azure, records, operation, outcome)
+
+
+def _outcome_of_create(azure: Azure, operation: Operation) -> Outcome | None:
+    with azure.store.read() as records:
+        vm = records.resource(operation.target)
+    if vm is not None and operation.arguments.get("evicted") and policy_is_delete(vm):
+        # Seen on Azure: such a VM is "Creating" for minutes, and then not there. How its operation ends is not known.
+        return Outcome(error={"code": "NotFound", "message": "The entity was not found in this Azure location."})
+    return Outcome(operation.result, operation.error)
+
+
+def _vanish(azure: Azure, records: Records, vm: Resource) -> Operation:
+    """An eviction has deleted the VM; the operation that erases its machine."""
+    records.set_setting(f"ghost:{vm.key}", str(azure.now() + timing.GHOST_SECONDS))
+    arguments = {"vm_id": vm.private["vm_id"]}
+    erase = operations.begin(azure, records, "vm.evicted", vm.key, arguments, lock=vm.seq)
+    remove(azure, records, vm, evicted=True)
+    return erase
 
 
 def _settle_delete(azure: Azure, records: Records, operation: Operation, outcome: Outcome) -> None:
@@ -193,7 +226,7 @@ def remove(azure: Azure, records: Records, vm: Resource, *, evicted: bool) -> No
 
 
 KINDS = {
-    "vm.create": Kind(_boot, settle=_settle),
+    "vm.create": Kind(_boot, _outcome_of_create, _settle_create),
     "vm.update": Kind(_update, settle=_settle),
     "vm.reapply": Kind(settle=_settle),
     "vm.start": Kind(_boot, settle=_settle),
@@ -232,11 +265,7 @@ def _accept(azure: Azure, believed: Resource, power: Power) -> None:
         if vm.private["etag"] != believed.private["etag"]:
             return  # it was worked on since the machine was asked
         if power.cause is OffCause.EVICTED and policy_is_delete(vm):
-            until = azure.now() + timing.GHOST_SECONDS
-            records.set_setting(f"ghost:{vm.key}", str(until))
-            arguments = {"vm_id": vm.private["vm_id"]}
-            erase = operations.begin(azure, records, "vm.evicted", vm.key, arguments, lock=vm.seq)
-            remove(azure, records, vm, evicted=True)
+            erase = _vanish(azure, records, vm)
         else:
             _accept_off(azure, records, vm, power)
     if erase is not None:
@@ -246,12 +275,13 @@ def _accept(azure: Azure, believed: Resource, power: Power) -> None:
 def _accept_off(azure: Azure, records: Records, vm: Resource, power: Power) -> None:
     now = azure.now()
     since = now if power.since is None else power.since.astimezone(UTC).timestamp()
+    takes = operations.latency(records).seconds("vm.evicted")
     # A guest that shuts itself down stays allocated, and billed; a lost host or an eviction deallocates.
     vm.private["phase"] = STOPPED if power.cause is OffCause.GUEST_SHUTDOWN else DEALLOCATED
     vm.private["off_cause"] = power.cause.value if power.cause is not None else ""
     touch(azure, vm)
-    vm.private["status_time"] = vm.private["disk_time"] = min(since + timing.SECONDS["vm.evicted"], now)
-    vm.private["deallocating_until"] = since + timing.SECONDS["vm.evicted"]
+    vm.private["status_time"] = vm.private["disk_time"] = min(since + takes, now)
+    vm.private["deallocating_until"] = since + takes
     disks.follow(records, vm, allocated=vm.private["phase"] != DEALLOCATED)
     records.put(vm)
 

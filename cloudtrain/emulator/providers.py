@@ -162,7 +162,8 @@ def unregister(azure: Azure, request: Request, namespace: str) -> Answer:
 
 
 def _settle_registration(azure: Azure, records: Records, operation: Operation, outcome: Outcome) -> None:
-    records.set_setting(f"provider:{operation.arguments['namespace'].lower()}", "Registered")
+    state = "Registered" if outcome.error is None else "NotRegistered"
+    records.set_setting(f"provider:{operation.arguments['namespace'].lower()}", state)
 
 
 KINDS = {"provider.register": Kind(settle=_settle_registration)}

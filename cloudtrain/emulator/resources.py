@@ -145,18 +145,18 @@ def delete_group(azure: Azure, request: Request, group: str) -> Answer:
         else:
             operation = records.open_operations(target=known.key)[0]
     operations.advance(azure, operation.seq, patience=timing.PATIENCE_SECONDS)
-    return Answer(202, None, _group_location(request, operation.id))
+    return Answer(202, None, _group_location(request, operation))
 
 
-def _group_location(request: Request, operation_id: str) -> dict[str, str]:
-    url = f"{request.base}/subscriptions/{request.subscription}/operationresults/{operation_id}"
-    return {"Location": f"{url}?api-version={request.api_version}", **operations.polling_headers()}
+def _group_location(request: Request, operation: Operation) -> dict[str, str]:
+    url = f"{request.base}/subscriptions/{request.subscription}/operationresults/{operation.id}"
+    return {"Location": f"{url}?api-version={request.api_version}", **operations.polling_headers(operation)}
 
 
 def get_operation_result(azure: Azure, request: Request, operation: str) -> Answer:
     found = operations.find(azure, operation)
     if found.open:
-        return Answer(202, None, _group_location(request, found.id))
+        return Answer(202, None, _group_location(request, found))
     if found.error is not None:
         return Answer(409, {"error": found.error})
     return Answer(200)

@@ -4,6 +4,7 @@ The action tells success whatever the script's exit code, in one entry with the 
 streams. A managed command has an exit code, but says 0 and "Running" for a command that never ran."""
 
 import contextlib
+from dataclasses import replace
 
 from cloudtrain.emulator import compute, ids, operations, power, preconditions, sealing, timing
 from cloudtrain.emulator.machines import Script, ScriptResult, ScriptState
@@ -21,6 +22,8 @@ _NEVER_RAN = (
     "'source.scriptUri' "
     "has to be specified"
 )
+
+_NOT_FINISHED = "Enable succeeded: Last script execution didn't finish."
 
 
 # documents
@@ -145,17 +148,15 @@ def _perform_action(azure: Azure, operation: Operation) -> None:
 
 
 def _hand_over(azure: Azure, operation: Operation, script: Script) -> None:
-    """Give the script to the agent, at most once: a kill between the two notes leaves it lost, never run
-    twice."""
+    """Give the script to the agent, once: whoever takes the work over from a killed process gives it again, and the
+    agent knows it by its token."""
     vm_id = operation.arguments["vm_id"]
-    if "handing_over" in operation.arguments:
-        return
     if not azure.machines.power(vm_id).on:
         return  # `outcome` sees no key
     if not azure.machines.agent_ready(vm_id):
         raise NotYet
-    _note(azure, operation, {"handing_over": True})
-    _note(azure, operation, {"script": azure.machines.start_script(vm_id, script)})
+    key = azure.machines.start_script(vm_id, replace(script, token=operation.id))
+    _note(azure, operation, {"script": key})
 
 
 def _note(azure: Azure, operation: Operation, facts: Json) -> None:
@@ -173,6 +174,9 @@ def _outcome_of_action(azure: Azure, operation: Operation) -> Outcome | None:
     if operation.arguments["command"] == "RemoveRunCommandLinuxExtension":
         return Outcome(_entry("Enable succeeded: \n[stdout]\n\n[stderr]\n"))
     result = _result(azure, operation.arguments)
+    if operation.arguments.get("lost"):
+        _end_script(azure, operation.arguments["vm_id"], operation.arguments.get("script"))
+        return Outcome(_entry(_NOT_FINISHED))
     if result is None or result.state is ScriptState.INTERRUPTED:
         return _interrupted(azure, operation)
     if result.state in (ScriptState.PENDING, ScriptState.RUNNING):
@@ -192,7 +196,7 @@ def _outcome_of_action(azure: Azure, operation: Operation) -> Outcome | None:
 
 def _interrupted(azure: Azure, operation: Operation) -> Outcome:
     if azure.machines.power(operation.arguments["vm_id"]).on:
-        return Outcome(_entry("Enable succeeded: Last script execution didn't finish."))
+        return Outcome(_entry(_NOT_FINISHED))
     return Outcome(
         error={
             "code": "OperationPreempted",
@@ -360,6 +364,9 @@ def _check_runnable(records: Records, vm: Resource) -> None:
 
 
 def _perform_put(azure: Azure, operation: Operation) -> None:
+    # Azure's operation succeeds when the script starts: the script begins at its end, and not with it.
+    if azure.now() < operation.ready - timing.PATIENCE_SECONDS:
+        raise NotYet
     vm_id, properties = operation.arguments["vm_id"], operation.arguments["properties"]
     _end_script(azure, vm_id, operation.arguments.get("previous"))
     if not properties["source"].get("script"):
@@ -405,6 +412,9 @@ def _outcome_of_put(azure: Azure, operation: Operation) -> Outcome | None:
         return Outcome(error=operation.error)
     if not properties["source"].get("script"):
         return Outcome()
+    if operation.arguments.get("lost"):
+        _end_script(azure, operation.arguments["vm_id"], operation.arguments.get("script"))
+        return Outcome()
     result = _result(azure, operation.arguments)
     if result is None:
         return Outcome(
@@ -427,6 +437,7 @@ def _settle_put(azure: Azure, records: Records, operation: Operation, outcome: O
     managed = records.resource(operation.target)
     if managed is not None:
         managed.private["provisioning"] = "Succeeded" if outcome.error is None else "Failed"
+        managed.private["lost"] = operation.arguments.get("lost", False)
         managed.changed = azure.now()
         records.put(managed)
 
@@ -455,7 +466,12 @@ def _perform_delete(azure: Azure, operation: Operation) -> None:
 
 
 def _settle_delete(azure: Azure, records: Records, operation: Operation, outcome: Outcome) -> None:
-    records.delete(operation.target)
+    managed = records.resource(operation.target)
+    if outcome.error is None:
+        records.delete(operation.target)
+    elif managed is not None:
+        managed.private["provisioning"] = "Failed"
+        records.put(managed)
 
 
 KINDS = {
@@ -514,6 +530,9 @@ def _view(azure: Azure, managed: Resource) -> Json:
     result = _result(azure, managed.private)
     if result is None:
         return _view_without_script(managed, begun)
+    if managed.private.get("lost"):
+        # The success of a script that was lost half way: the end of its output is missing.
+        result = replace(result, state=ScriptState.SUCCEEDED, stdout=result.stdout[: len(result.stdout) // 2])
     view: Json = {
         "exitCode": result.exit_code or 0,
         "executionState": _STATES[result.state],

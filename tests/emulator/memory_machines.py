@@ -55,15 +55,20 @@ class MemoryMachines:
             raise MachineError("The VM is off.")
         return vm
 
-    def boot(self, spec: MachineSpec) -> None:
+    def boot(self, spec: MachineSpec, *, same_host: bool = False) -> None:
         if self.refuse_boot:
             raise MachineError(self.refuse_boot)
         with self._state() as state:
             vm = state["vms"].setdefault(spec.vm_id, {"on": False, "boot": 0, "scripts": {}, "spec": {}})
             if not vm["on"]:
-                vm.update(on=True, boot=vm["boot"] + 1, cause=None)
+                vm.update(on=True, boot=vm["boot"] + 1, cause=None, temporary_disk="kept" if same_host else "new")
                 vm["spec"] = {"name": spec.name, "user_data": spec.user_data, "size": spec.size}
                 state["log"].append(["boot", spec.vm_id])
+
+    def temporary_disk(self, vm_id: str) -> str:
+        """What the last boot found at /mnt: 'kept' or 'new'."""
+        with self._state() as state:
+            return str(state["vms"][vm_id]["temporary_disk"])
 
     def spec(self, vm_id: str) -> dict[str, Any]:
         with self._state() as state:
@@ -125,6 +130,8 @@ class MemoryMachines:
     def start_script(self, vm_id: str, script: Script) -> str:
         with self._state() as state:
             vm = self._on(state, vm_id)
+            if script.token in vm.setdefault("tokens", {}):
+                return str(vm["tokens"][script.token])
             key = f"{script.name}/{len(vm['scripts']) + 1}"
             ended, _, output = script.text.partition("\n")[0].removeprefix("#test: ").partition(" ")
             known = ended in {s.value for s in ScriptState}
@@ -138,6 +145,8 @@ class MemoryMachines:
                 "flavour": script.flavour,
             }
             state["log"].append([f"script {script.name}", vm_id])
+            if script.token:
+                vm["tokens"][script.token] = key
             return key
 
     def scripts(self, vm_id: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Script:
 
     flavour: 'action' is the RunCommand action (run-command-extension-linux: /bin/sh -c PATH, cwd and files under
     /var/lib/waagent/run-command/download/SEQ/); 'managed' is virtualMachines/runCommands (run-command-handler-linux:
-    /bin/bash -c, /var/lib/waagent/run-command-handler/download/NAME/SEQ/).
+    /bin/bash -c, /var/lib/waagent/run-command-handler/download/NAME/SEQ/). token: whose it is; see `start_script`.
     """
 
     flavour: Literal["action", "managed"]
@@ -73,6 +73,7 @@ class Script:
     environment: Mapping[str, str] = field(default_factory=dict)  # named parameters, protected ones included
     run_as: str = ""
     timeout_seconds: float = 5400.0
+    token: str = ""
 
 
 class ScriptState(Enum):
@@ -103,8 +104,11 @@ class Machines(Protocol):
 
     kind: str
 
-    def boot(self, spec: MachineSpec) -> None:
+    def boot(self, spec: MachineSpec, *, same_host: bool = False) -> None:
         """Make the disk if it is not there, and start the VM on it: `@reboot` lines run. On already: no-op.
+
+        same_host: the VM stayed allocated since it was last on, so its temporary disk (/mnt) is what it was; else that
+        is empty.
 
         Raises MachineError."""
         ...
@@ -138,6 +142,8 @@ class Machines(Protocol):
 
     def start_script(self, vm_id: str, script: Script) -> str:
         """Hand a script to the agent; returns its key. The sequence number is on the disk before the script starts.
+        The same token again hands over nothing, and returns the key that the first one got: whoever was killed before
+        the key was noted asks once more.
 
         Raises MachineError when the VM is off or its agent is silent."""
         ...

@@ -84,7 +84,7 @@ class ProcessMachines:
 
     # --- power ----------------------------------------------------------------------------------------------
 
-    def boot(self, spec: MachineSpec) -> None:
+    def boot(self, spec: MachineSpec, *, same_host: bool = False) -> None:
         vm = self._vm(spec.vm_id)
         give_up = time.monotonic() + _BOOT_SECONDS
         while time.monotonic() < give_up:
@@ -92,7 +92,7 @@ class ProcessMachines:
             with contextlib.suppress(FileNotFoundError):  # erased by somebody else just now
                 lock = try_lock(vm)
                 if lock is not None:
-                    self._power_on(vm, spec, lock)
+                    self._power_on(vm, spec, lock, same_host)
                     return
             answer = self._ask(vm, {"op": "ping"})
             if answer is not None and answer.get("power") == "on" and answer.get("ready"):
@@ -100,7 +100,7 @@ class ProcessMachines:
             self._clock.sleep(_POLL)
         raise MachineError(f"VM {spec.name} did not come up within {_BOOT_SECONDS:.0f} s: see {vm.log}")
 
-    def _power_on(self, vm: VmDirectory, spec: MachineSpec, lock: int) -> None:
+    def _power_on(self, vm: VmDirectory, spec: MachineSpec, lock: int, same_host: bool) -> None:
         """Holding the lock. The kernel's refusal of namespaces is found out by trying."""
         try:
             before = self._reconciled(vm)
@@ -111,7 +111,7 @@ class ProcessMachines:
             for kind in kinds:
                 if kind == "subreapers" and os.getuid() == 0 and not self._without_namespaces_as_root:
                     raise MachineError(_REFUSED_TO_ROOT.format(why="; ".join(refusals) or "as asked for"))
-                said = self._start_supervisor(vm, spec, before, lock, kind)
+                said = self._start_supervisor(vm, self._config(spec, before, kind, same_host), before, lock)
                 if said == "ok":
                     return
                 refusals.append(said)
@@ -119,11 +119,11 @@ class ProcessMachines:
         finally:
             os.close(lock)
 
-    def _start_supervisor(self, vm: VmDirectory, spec: MachineSpec, before: State, lock: int, kind: str) -> str:
+    def _start_supervisor(self, vm: VmDirectory, config: dict[str, Any], before: State, lock: int) -> str:
         """'ok', or what went wrong."""
-        write_json(vm.config, self._config(spec, before, kind))
+        write_json(vm.config, config)
         (vm.path / "ctl.sock").unlink(missing_ok=True)
-        update_state(vm, **new_state(before, host_boot_id(), kind))
+        update_state(vm, **new_state(before, host_boot_id(), config["kind"]))
         reader, writer = os.pipe()
         with vm.log.open("ab") as log:
             arguments = [str(_PACKAGE_ROOT), str(vm.path), str(lock), str(writer)]
@@ -143,7 +143,7 @@ class ProcessMachines:
         with os.fdopen(reader, "rb") as said:
             return said.read().decode(errors="replace") or f"its supervisor ended without a word: see {vm.log}"
 
-    def _config(self, spec: MachineSpec, before: State, kind: str) -> dict[str, Any]:
+    def _config(self, spec: MachineSpec, before: State, kind: str, same_host: bool) -> dict[str, Any]:
         return {
             "spec": {**asdict(spec), "ssh_public_keys": list(spec.ssh_public_keys), "tags": dict(spec.tags)},
             "kind": kind,
@@ -152,7 +152,7 @@ class ProcessMachines:
             "python": sys.executable,
             "package_root": str(_PACKAGE_ROOT),
             "library_path": os.environ.get("LD_LIBRARY_PATH", ""),
-            "temporary_disk_is_new": True,
+            "temporary_disk_is_new": not same_host,
             "off_before": before.cause,
         }
 
@@ -279,6 +279,7 @@ class ProcessMachines:
             "environment": dict(script.environment),
             "run_as": script.run_as,
             "timeout": script.timeout_seconds,
+            "token": script.token,
         }
         answer = self._ask(vm, {"op": "start_script", "script": order}, 60.0)
         if answer is None:

@@ -358,6 +358,10 @@ def _start_script(supervisor: Supervisor, channel: Channel, script: dict[str, An
     if supervisor.stop is not None:
         _reply(channel, {"ok": False, "error": "the VM is shutting down"})
         return
+    known = read_json(_token_record(supervisor.vm, script)) if script["token"] else None
+    if known is not None:
+        _reply(channel, {"ok": True, "key": known["key"]})
+        return
     sequence = _next_sequence(supervisor.vm, script["flavour"], script["name"])
     key = f"{script['flavour']}.{safe_name(script['name'])}.{sequence}"
     record = {
@@ -372,8 +376,14 @@ def _start_script(supervisor: Supervisor, channel: Channel, script: dict[str, An
     path = supervisor.vm.script_record(key)
     path.parent.mkdir(exist_ok=True)
     write_json(path, record)
+    if script["token"]:
+        write_json(_token_record(supervisor.vm, script), {"key": key})
     supervisor.waiting_for_script[key] = channel
     supervisor.guest.channel.send({"op": "start_script", "key": key, "sequence": sequence, **script})
+
+
+def _token_record(vm: VmDirectory, script: dict[str, Any]) -> Path:
+    return vm.script_record(f"token.{safe_name(script['token'])}")
 
 
 def _next_sequence(vm: VmDirectory, flavour: str, name: str) -> int:
