@@ -217,7 +217,7 @@ def _where(spec: "RunSpec", bills: bool) -> str:
 def _data_set(arguments: tuple[str, ...]) -> str:
     """What `--dataset` says; the last one counts, as in the trainer."""
     found = ""
-    for argument, following in zip(arguments, (*arguments[1:], ""), strict=True):
+    for argument, following in zip(arguments, (*arguments[1:], ""), strict=False):
         if argument == "--dataset":
             found = following
         elif argument.startswith("--dataset="):

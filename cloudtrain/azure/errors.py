@@ -251,6 +251,14 @@ KNOWN: tuple[Known, ...] = (
         "a later operation took its place",
         "cloudtrain status  shows the run; then run the same command again.",
     ),
+    Known(
+        "NotFound",
+        Blocks.NOTHING,
+        "the VM is gone: it was evicted before it was made",
+        AGAIN,
+        name="EvictedWhileMade",
+        status=200,  # the end of an operation; a request for what is not there gets 404
+    ),
     Known("OSProvisioningTimedOut", Blocks.NOTHING, "the VM was made, and did not boot in time", AGAIN),
     Known("OSProvisioningClientError", Blocks.NOTHING, "the VM was made, and could not be set up", AGAIN),
     Known("VMStartTimedOut", Blocks.NOTHING, "the VM did not start in time", AGAIN),

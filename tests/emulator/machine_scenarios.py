@@ -237,6 +237,9 @@ def what_is_on_the_disk_survives(world: World) -> None:
     assert [word for word in run(machines, look).stdout.decode().split() if word != "kept"] == kept
     machines.power_off(VM)
     assert (machines.disk(VM) / "cloudtrain/models/file").read_text() == "kept\n"
+    machines.boot(SPEC, same_host=True)
+    assert [word for word in run(machines, look).stdout.decode().split() if word != "kept"] == kept
+    machines.power_off(VM)
     machines.boot(SPEC)  # Azure's temporary disk is lost with the host
     assert [word for word in run(machines, look).stdout.decode().split() if word != "kept"] == kept[:-1]
 
@@ -268,6 +271,10 @@ def scripts_run_as_azures_agent_runs_them(world: World) -> None:
     assert unknown.state is ScriptState.FAILED and b"unknown user nobody-like-this" in unknown.stderr
     keys = {machines.start_script(VM, Script("managed", "test", "true")) for _ in range(3)}
     assert len(keys) == 3 and all(finish(machines, key).exit_code == 0 for key in keys)
+    mine = Script("managed", "mine", 'echo run >> "${CLOUDTRAIN_ROOT:-}/root/mine"', token="t-1")
+    again = {machines.start_script(VM, mine) for _ in range(3)}
+    assert len(again) == 1 and finish(machines, again.pop()).exit_code == 0
+    assert (machines.disk(VM) / "root/mine").read_text() == "run\n"
     try:
         machines.script(VM, "managed.never.0")
     except KeyError:

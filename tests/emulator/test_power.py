@@ -64,6 +64,14 @@ def test_a_stopped_vm_still_lists_its_agent_as_ready(cloud: Cloud) -> None:
     assert view["vmAgent"]["statuses"][0]["displayStatus"] == "Ready"
 
 
+@pytest.mark.parametrize(("stop", "found"), [("powerOff", "kept"), ("deallocate", "new")])
+def test_only_a_deallocation_takes_the_temporary_disk(cloud: Cloud, stop: str, found: str) -> None:
+    vm = cloud.vm()
+    cloud.finish(cloud.call("POST", f"{VM}/{stop}"))
+    cloud.compute.virtual_machines.begin_start("g", "vm").result()
+    assert cloud.machines.temporary_disk(vm.vm_id) == found
+
+
 @pytest.mark.parametrize("stop", ["powerOff", "deallocate"])
 def test_restart_of_a_vm_that_is_off_is_refused(cloud: Cloud, stop: str) -> None:
     cloud.vm()
