@@ -151,6 +151,14 @@ def begin_delete(session: Session, group: Group) -> Any:
             raise
 
 
+def delete(session: Session, group: Group) -> None:
+    """Delete the group and wait for its end; gone already: nothing happens."""
+    poller = begin_delete(session, group)
+    if poller is not None:
+        with translated("deleting the resource group"):
+            poller.result()
+
+
 def _says_group_missing(error: Any) -> bool:
     # A wrong subscription is a 404 too, and says nothing about the group.
     return getattr(error.error, "code", None) in (None, "ResourceGroupNotFound")

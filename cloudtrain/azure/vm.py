@@ -67,19 +67,25 @@ def find(session: Session, group: Group) -> Vm | None:
     return _read(found)
 
 
-def create(session: Session, group: Group, *, subnet_id: str, nsg_id: str) -> Vm:
-    """PUT the VM and wait for it. Raises Refused when Azure will not have it."""
+def create(session: Session, group: Group, *, subnet_id: str, nsg_id: str) -> None:
+    """PUT the VM and wait for it. Raises Refused when Azure will not have it.
+
+    Returns also when Azure says that something is being done to the VM already: the connection broke over the first
+    PUT, and the second one met what that had begun."""
+    from azure.core.exceptions import HttpResponseError
+
     plan = images.plan(session, group.spec.location, group.spec.vm_image)
     with translated("creating the Spot VM"):
-        session.compute.virtual_machines.begin_create_or_update(
-            group.name,
-            names.vm(group.run, group.generation),
-            _body(group, subnet_id, nsg_id, plan),
-            polling=session.polling(),
-        ).result()
-    made = find(session, group)
-    assert made is not None, "Azure reported the VM as made, and does not know it"
-    return made
+        try:
+            session.compute.virtual_machines.begin_create_or_update(
+                group.name,
+                names.vm(group.run, group.generation),
+                _body(group, subnet_id, nsg_id, plan),
+                polling=session.polling(),
+            ).result()
+        except HttpResponseError as error:
+            if not in_conflict(error):
+                raise
 
 
 def start(session: Session, group: Group, clock: Clock) -> None:

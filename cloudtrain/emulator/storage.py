@@ -121,7 +121,7 @@ def put_account(azure: Azure, request: Request, group: str, name: str) -> Answer
         account.body["properties"] |= settings
         records.put(account)
         operation = operations.begin(azure, records, "storage.create", account.key)
-    return Answer(202, None, _location(request, location, operation.id))
+    return Answer(202, None, _location(request, location, operation))
 
 
 def _new(azure: Azure, request: Request, group: Resource, name: str, location: str) -> Resource:
@@ -155,17 +155,17 @@ def _new(azure: Azure, request: Request, group: Resource, name: str, location: s
     return Resource(account_id, ids.STORAGE_ACCOUNT, name, location, body, private, created=made, changed=made)
 
 
-def _location(request: Request, location: str, operation_id: str) -> dict[str, str]:
+def _location(request: Request, location: str, operation: Operation) -> dict[str, str]:
     root = f"{request.base}/subscriptions/{request.subscription}/providers/{NAMESPACE}/locations/{location}"
-    url = f"{root}/asyncoperations/{operation_id}?monitor=true&api-version={request.api_version}"
-    return {"Location": url, **operations.polling_headers()}
+    url = f"{root}/asyncoperations/{operation.id}?monitor=true&api-version={request.api_version}"
+    return {"Location": url, **operations.polling_headers(operation)}
 
 
 def get_operation(azure: Azure, request: Request, location: str, operation: str) -> Answer:
     """The end is the whole account and not a status: azure-mgmt-storage asks for nothing after it."""
     current = operations.find(azure, operation)
     if current.open:
-        return Answer(202, None, _location(request, location, operation))
+        return Answer(202, None, _location(request, location, current))
     if current.error is not None:
         return Answer(409, {"error": current.error})
     with azure.store.read() as records:
@@ -178,7 +178,8 @@ def get_operation(azure: Azure, request: Request, location: str, operation: str)
 def _settle_create(azure: Azure, records: Records, operation: Operation, outcome: Outcome) -> None:
     account = records.resource(operation.target)
     if account is not None:
-        account.body["properties"]["provisioningState"] = "Succeeded"
+        state = "Succeeded" if outcome.error is None else "Failed"
+        account.body["properties"]["provisioningState"] = state
         records.put(account)
 
 

@@ -43,14 +43,16 @@ AZURE: Mapping[str, float] = {
     "vm.delete": 60.0,
     "vm.evicted": 38.0,
     "disk.delete": 10.0,
+    "storage.create": 20.0,
     "runCommand.action": 20.0,
     "runCommand.put": 15.0,
     "runCommand.delete": 15.0,
 }
 """As recorded on Azure: an empty group 60 s, a network 10 s, a VM 76 s, a restart 31 to 90 s, a redeploy 109 to 123 s,
-a powerOff 9 to 17 s, a deallocation 8 to 33 s, a managed command's PUT, PATCH and DELETE 15 s each, simulateEviction to
-deallocated 68 s with its 30 s of notice. Assumed, for want of a recording: the start of a deallocated VM as long as its
-creation, a registration and the deletion of a running VM a minute, the rest as the most like it."""
+a powerOff 9 to 17 s, a deallocation 8 to 33 s, a managed command's PUT, PATCH and DELETE 15 s each, a storage account
+20 s, simulateEviction to deallocated 68 s with its 30 s of notice. Assumed, for want of a recording: the start of a
+deallocated VM as long as its creation, a registration and the deletion of a running VM a minute, the rest as the most
+like it."""
 
 PROFILES = {"rehearsal": REHEARSAL, "azure": AZURE}
 LONGEST_FACTOR = 10.0

@@ -51,7 +51,7 @@ def _delete_group(ctx: Context, group: Group) -> list[str]:
     with ctx.progress.step("listing what the run made"):
         made = [*leftovers.in_group(ctx.session, group.name), group.id]
     with ctx.progress.step("deleting the resource group", usually="a few minutes on Azure"):
-        _wait(ctx, groups.begin_delete(ctx.session, group))
+        groups.delete(ctx.session, group)
     return made
 
 

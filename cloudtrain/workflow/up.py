@@ -13,7 +13,7 @@ from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.session import check_image
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.checks import Check, refuse_failed
-from cloudtrain.errors import InvalidSpec, Refused
+from cloudtrain.errors import Blocks, CloudtrainError, InvalidSpec, Refused
 from cloudtrain.image import Build, Ensured, ImageError
 from cloudtrain.spec import RunSpec
 from cloudtrain.together import together
@@ -129,11 +129,11 @@ def _image_first(ctx: Context, group: Group, spec: RunSpec, build: Build | None)
 def _run_and_image(ctx: Context, group: Group, build: Build | None) -> tuple[Group, Vm, Ensured]:
     try:
         (made, vm), image = trainer_image.beside(lambda: _ensure_running(ctx, group), build, ctx.progress)
-    except ImageError:
-        _undo(ctx, group, running=True)
+    except ImageError as error:
+        _undo_after(ctx, group, error, running=True)
         raise
-    except Refused:
-        _undo(ctx, group)
+    except Refused as error:
+        _undo_after(ctx, group, error)
         raise
     return made, vm, image
 
@@ -255,7 +255,25 @@ def _create_vm(ctx: Context, group: Group) -> Vm:
 
     subnet_id, nsg_id = together(make_vnet, make_nsg)
     with ctx.progress.step(f"Spot VM {group.spec.size} in {group.location}", usually="1 to 3 minutes on Azure"):
-        return vms.create(ctx.session, group, subnet_id=subnet_id, nsg_id=nsg_id)
+        vms.create(ctx.session, group, subnet_id=subnet_id, nsg_id=nsg_id)
+        vm = power.settled(ctx, group)
+    if vm is None or vm.gone_wrong:
+        raise Refused(
+            "VmNotMade",
+            f"The Spot VM was asked for, and is {'gone: it was evicted at once' if vm is None else vm.failure}.",
+            f"cloudtrain up {group.run}  tries again; another --size or --location may have more capacity.",
+            Blocks.SIZE,
+        )
+    # Evicted while it was made: one more try, and then it is for the user to say.
+    return vm if vm.power is PowerState.RUNNING else power.start(ctx, group)
+
+
+def _undo_after(ctx: Context, group: Group, reason: CloudtrainError, *, running: bool = False) -> None:
+    """The reason is what the user has to hear, also where what was made cannot be removed now."""
+    try:
+        _undo(ctx, group, running=running)
+    except CloudtrainError as error:
+        reason.hint += f"\ncloudtrain down {group.run}  removes what was made; that failed just now: {error.message}"
 
 
 def _undo(ctx: Context, group: Group, *, running: bool = False) -> None:
@@ -267,6 +285,4 @@ def _undo(ctx: Context, group: Group, *, running: bool = False) -> None:
     if vm is not None and not vm.gone_wrong and not running:
         return
     with ctx.progress.step("removing what was made"):
-        poller = groups.begin_delete(ctx.session, group)
-        if poller is not None:
-            poller.result()
+        groups.delete(ctx.session, group)
