@@ -12,9 +12,11 @@ from typing import TypeVar
 from cloudtrain import guest
 from cloudtrain.azure import group as groups
 from cloudtrain.azure import names, run_command
+from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent, LastProgress
 from cloudtrain.azure.run_command import GuestUnreachable
-from cloudtrain.errors import CloudtrainError, Exit
+from cloudtrain.azure.vm import PowerState
+from cloudtrain.errors import Blocks, CloudtrainError, Exit, Refused
 from cloudtrain.guest import GuestSettings, Observation, StartOutcome
 from cloudtrain.image import ImageError, pull_login
 from cloudtrain.workflow.context import Context
@@ -51,6 +53,18 @@ def begin(ctx: Context, group: Group) -> Outcome:
     """Install the guest's files and settings, start training if it does not run, and wait until it is under way.
 
     Raises TrainingFailed, GuestUnreachable, Refused."""
+    try:
+        outcome = _start(ctx, group)
+    except GuestUnreachable as error:
+        raise _of_the_vm(ctx, group, error) from error
+    training = _of_start(outcome)
+    if training.finished:
+        training = of(observe(ctx, group))
+    remember(ctx, group, training)
+    return Outcome(outcome.seen, training)
+
+
+def _start(ctx: Context, group: Group) -> StartOutcome:
     nonce = run_command.new_nonce()
     login = _pull_login(ctx, group.spec.image)
     with ctx.progress.step("training", usually="2 to 10 minutes on Azure") as step:
@@ -64,12 +78,21 @@ def begin(ctx: Context, group: Group) -> Outcome:
             on_output=lambda text: _show(step.update, text),
             protected=login,
         )
-        outcome = _started(group, output, nonce)
-    training = _of_start(outcome)
-    if training.finished:
-        training = of(observe(ctx, group))
-    remember(ctx, group, training)
-    return Outcome(outcome.seen, training)
+        return _started(group, output, nonce)
+
+
+def _of_the_vm(ctx: Context, group: Group, error: GuestUnreachable) -> CloudtrainError:
+    """A guest falls silent where its VM went away: then that is what the user has to hear."""
+    vm = vms.find(ctx.session, group)
+    if vm is not None and vm.power is PowerState.RUNNING:
+        return error
+    return Refused(
+        "VmNotRunning",
+        f"The VM of run '{group.run}' is {vm.power if vm else 'gone'} before training was under way: Azure evicted it, "
+        "or somebody stopped it.",
+        f"cloudtrain up {group.run}  starts it again and goes on.",
+        Blocks.NOTHING,
+    )
 
 
 def _pull_login(ctx: Context, image: str) -> dict[str, str]:

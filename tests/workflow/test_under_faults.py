@@ -83,10 +83,10 @@ def test_up_gets_through_what_passes(rehearsal: Rehearsal, terms: tuple[str, ...
 ENDING = [
     (("503", "--on", "VirtualMachines_CreateOrUpdate", "--count", "0"), 8, "ServiceUnavailable", "creating"),
     (("drop-before", "--on", "VirtualMachines_Get", "--count", "0"), 8, "CloudUnreachable", "reading the VM"),
-    (("drop-after", "--on", "VirtualMachines_CreateOrUpdate", "--count", "0"), 8, "CloudUnreachable", "creating"),
+    (("drop-after", "--on", "VirtualNetworks_CreateOrUpdate", "--count", "0"), 8, "CloudUnreachable", "creating"),
     (("429", "--on", "VirtualMachineRunCommands_*", "--count", "0"), 4, "TooManyRequests", "too many requests"),
     (("lose-script",), 1, "GuestUnreachable", "did not run to its end"),
-    (("evict", "--on", "VirtualMachineRunCommands_GetByVirtualMachine"), 1, "GuestUnreachable", "went off"),
+    (("evict", "--on", "VirtualMachineRunCommands_GetByVirtualMachine"), 4, "VmNotRunning", "Azure evicted it"),
     (("delete-group", "--on", "VirtualMachineRunCommands_*"), 4, "ResourceGroupBeingDeleted", "deleting"),
     (
         ("fail-late", "--on", "VirtualNetworks_CreateOrUpdate", "--code", "InternalExecutionError"),
