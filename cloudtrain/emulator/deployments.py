@@ -229,7 +229,7 @@ def put_deployment(azure: Azure, request: Request, group: str, name: str) -> Ans
         )
     operations.advance(azure, operation.seq, patience=timing.PATIENCE_SECONDS)
     accepted = {**deployment.body["properties"], "provisioningState": "Accepted", "duration": "PT0.0001186S"}
-    headers = {"Azure-AsyncOperation": _status_url(request, home, name, operation), **operations.polling_headers()}
+    headers = {"Azure-AsyncOperation": _status_url(request, home, name, operation), **operations.polling_headers(operation)}
     return Answer(200 if known else 201, {**deployment.body, "properties": accepted}, headers)
 
 
@@ -336,7 +336,7 @@ def get_status(azure: Azure, request: Request, group: str, name: str, operation:
     body: Json = {"status": "Running" if current.open else current.status}
     if current.error is not None and not current.open:
         body["error"] = current.error
-    return Answer(200, body, operations.polling_headers() if current.open else {})
+    return Answer(200, body, operations.polling_headers(current) if current.open else {})
 
 
 def list_operations(azure: Azure, request: Request, group: str, name: str) -> Answer:
