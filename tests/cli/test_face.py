@@ -5,11 +5,12 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import CommandLine
+from .conftest import REPOSITORY, CommandLine
 
 HEAVY = {"azure", "docker", "tensorflow", "requests", "werkzeug", "rich", "msgspec", "platformdirs", "cryptography"}
 VERBS = ["up", "doctor", "status", "logs", "stop", "restart", "simulate-eviction", "down", "list", "emulator"]
@@ -23,6 +24,13 @@ def test_help_version_and_completion_import_no_sdk(cloudtrain: CommandLine, line
     assert "typer" in imported
     assert imported & HEAVY == set()
     assert cloudtrain.made() == []
+
+
+def test_ctrl_c_before_the_first_verb_is_known_is_quiet(cloudtrain: CommandLine, tmp_path: Path) -> None:
+    """What typer stands for here is any import that Ctrl-C falls into."""
+    (tmp_path / "typer.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    told = cloudtrain("list", PYTHONPATH=f"{tmp_path}{os.pathsep}{REPOSITORY}")
+    assert (told.code, told.out, told.err) == (130, "", "")
 
 
 def test_completion_offers_the_verbs(cloudtrain: CommandLine) -> None:
