@@ -6,24 +6,26 @@ from typing import Any
 from azure.core.pipeline.policies import RetryPolicy
 from azure.mgmt.core.polling.arm_polling import ARMPolling
 
+from cloudtrain.clock import pause
+
 ATTEMPTS_AGAIN = 6
 
 
 @dataclass(frozen=True)
 class Pace:
     """Seconds. backoff: the pauses before a request is sent again are 0, then 2, 4, 8 ... times this, where the answer
-    names none. read_timeout: how long to wait for an answer. poll: the longest pause between looks at an operation."""
+    names none. read_timeout: how long to wait for an answer. look: the longest pause between looks at an operation."""
 
     backoff: float
     read_timeout: float
-    poll: float
+    look: float
 
 
 # Seven attempts over 50 s outlast a hiccup of the network. Resource Manager gives up on an answer after a minute.
-# Azure asks for pauses of 10 to 50 s between looks at an operation and allows 45 looks in 3 minutes: at 5 s nothing
-# is refused, and an operation's end is seen at once.
-AZURE = Pace(backoff=0.8, read_timeout=70.0, poll=5.0)
-EMBEDDED = Pace(backoff=0.02, read_timeout=2.0, poll=5.0)
+# Azure asks for pauses of 10 to 50 s between looks at an operation, and allows 45 looks in 3 minutes: `pause` up to 6 s
+# makes 40 of them.
+AZURE = Pace(backoff=0.8, read_timeout=70.0, look=6.0)
+EMBEDDED = Pace(backoff=0.02, read_timeout=2.0, look=6.0)
 
 
 class Retries(RetryPolicy):  # type: ignore[misc]  # azure.core is not typed for subclassing
@@ -49,8 +51,10 @@ class Polling(ARMPolling):  # type: ignore[misc]
     """Azure's own polling, at a pace of ours where Azure asks for longer pauses."""
 
     def __init__(self, pace: Pace, **options: Any) -> None:
-        super().__init__(timeout=pace.poll, **options)
-        self._longest = pace.poll
+        super().__init__(timeout=pace.look, **options)
+        self._longest, self._waited = pace.look, 0.0
 
     def _extract_delay(self) -> float:
-        return min(float(super()._extract_delay()), self._longest)
+        delay = min(float(super()._extract_delay()), pause(self._waited, self._longest))
+        self._waited += delay
+        return delay

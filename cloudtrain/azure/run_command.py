@@ -13,7 +13,7 @@ from cloudtrain.azure.errors import in_conflict, is_missing, translated
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.session import Session
 from cloudtrain.azure.words import word
-from cloudtrain.clock import Clock
+from cloudtrain.clock import Clock, pause
 from cloudtrain.errors import CloudtrainError
 
 ENDED = ("Succeeded", "Failed", "TimedOut", "Canceled")
@@ -57,7 +57,7 @@ def run(
     """
     vm_name = names.vm(group.run, group.generation)
     _begin(session, group, clock, name, script, timeout_seconds, protected or {})
-    shown = ""
+    shown, waited = "", 0.0
     while True:
         view = _view(session, group, vm_name, name)
         output = str(view.output or "")
@@ -66,7 +66,8 @@ def run(
         shown = output or shown
         if _ended(view):
             break
-        clock.sleep(session.capabilities.poll_seconds)
+        clock.sleep(pause(waited, session.capabilities.poll_seconds))
+        waited += pause(waited, session.capabilities.poll_seconds)
     if not keep:
         _remove(session, group, vm_name, name)
     return _checked(view, output)

@@ -183,13 +183,14 @@ def open_session(
     return _embedded(home, clock)
 
 
-def embedded_azure(home: Path, clock: Clock) -> Any:
-    """The emulator on its VMs, for the session and for the `emulator` verbs."""
+def embedded_azure(home: Path, clock: Clock, trainer: list[str] | None = None) -> Any:
+    """The emulator on its VMs, for the session and for the `emulator` verbs. trainer: the command that stands for the
+    trainer image; the one of this Python environment unless given."""
     from cloudtrain.emulator.embedded import EmbeddedAzure
     from cloudtrain.emulator.machines.process import ProcessMachines
 
     root = home / "emulator"
-    images = {REHEARSAL_IMAGE: _trainer_command(), TUTORIAL_IMAGE: _tutorial_command()}
+    images = {REHEARSAL_IMAGE: trainer or _trainer_command(), TUTORIAL_IMAGE: _tutorial_command()}
     machines = ProcessMachines(root / "vms", clock=clock, images=images, readable=_python_directories())
     with _store_errors():
         return EmbeddedAzure(root, clock=clock, machines=machines)
@@ -227,13 +228,14 @@ def _embedded(home: Path, clock: Clock) -> Session:
     return on_emulator(embedded_azure(home, clock), clock)
 
 
-def on_emulator(emulator: Any, clock: Clock) -> Session:
-    """A session on an `EmbeddedAzure`; closing it closes that."""
+def on_emulator(emulator: Any, clock: Clock, pace: "Pace | None" = None, poll_seconds: float = 0.2) -> Session:
+    """A session on an `EmbeddedAzure`; closing it closes that. pace: None for the quick one of rehearsals."""
     import requests
 
     from cloudtrain.azure import retries
     from cloudtrain.azure.wsgi_transport import WsgiAdapter
 
+    pace = pace or retries.EMBEDDED
     http = requests.Session()
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -250,10 +252,10 @@ def on_emulator(emulator: Any, clock: Clock) -> Session:
         login="the embedded Azure's own token",
         principal=lambda: str(emulator.caller_id),
         price_list="the embedded Azure's own list, which is not what Azure asks",
-        client_options={"transport": _transport(clock, retries.EMBEDDED, session=http, session_owner=False)},
-        pace=retries.EMBEDDED,
+        client_options={"transport": _transport(clock, pace, session=http, session_owner=False)},
+        pace=pace,
         defaults=Defaults(trainer_image=REHEARSAL_IMAGE, arguments=REHEARSAL_ARGUMENTS),
-        capabilities=Capabilities(notice=True, published_images=False, bills=False, poll_seconds=0.2),
+        capabilities=Capabilities(notice=True, published_images=False, bills=False, poll_seconds=poll_seconds),
         set_notice=emulator.set_notice,
         close=emulator.close,
     )

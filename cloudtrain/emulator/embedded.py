@@ -50,6 +50,18 @@ class VmStatus:
 
 
 @dataclass(frozen=True)
+class Done:
+    """An operation that has ended. Times are epoch seconds; due: when it was to end by the durations that are set,
+    ended: when a request found that it had."""
+
+    kind: str
+    target: str
+    started: float
+    due: float
+    ended: float
+
+
+@dataclass(frozen=True)
 class Status:
     """strays: vm_ids of machines that no VM of the database stands for."""
 
@@ -170,6 +182,12 @@ class EmbeddedAzure:
                     break
             time.sleep(0.02)
         self._azure.machines.erase(vm_id)
+
+    def done(self) -> list[Done]:
+        """The long-running operations that have ended, in the order in which they began."""
+        with self._azure.store.read() as records:
+            ended = [operation for operation in records.operations() if operation.ended is not None]
+        return [Done(each.kind, each.target, each.started, each.ready, each.ended or 0.0) for each in ended]
 
     def settings(self) -> Settings:
         with self._azure.store.read() as records:

@@ -223,6 +223,10 @@ class Records:
         rows = self._sql.execute(f"{_SELECT_OPERATION} WHERE {' AND '.join(where)} ORDER BY seq", values)
         return [_operation(row) for row in rows]
 
+    def operations(self) -> list[Operation]:
+        """All that are remembered, in the order in which they began."""
+        return [_operation(row) for row in self._sql.execute(f"{_SELECT_OPERATION} ORDER BY seq")]
+
     def add_operation(self, operation: Operation) -> Operation:
         row = self._sql.execute(
             "INSERT INTO operations (id, kind, target, grp, status, started, ready, performed, ended, "

@@ -44,6 +44,7 @@ AZURE: Mapping[str, float] = {
     "vm.evicted": 38.0,
     "disk.delete": 10.0,
     "storage.create": 20.0,
+    "deployment.create": 0.0,
     "runCommand.action": 20.0,
     "runCommand.put": 15.0,
     "runCommand.delete": 15.0,
