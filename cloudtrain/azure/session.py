@@ -88,7 +88,11 @@ class Session(AbstractContextManager["Session"]):
         self._principal = principal
         self.price_list = price_list
         self._credential = credential
-        self._options = client_options | {"retry_policy": _retries(pace), "per_retry_policies": _own_policies()}
+        self._options = client_options | {
+            "retry_policy": _retries(pace),
+            "per_retry_policies": _own_policies(),
+            "polling_interval": pace.look,
+        }
         self._pace = pace
         self._set_notice = set_notice
         self._close = close
