@@ -229,7 +229,10 @@ def put_deployment(azure: Azure, request: Request, group: str, name: str) -> Ans
         )
     operations.advance(azure, operation.seq, patience=timing.PATIENCE_SECONDS)
     accepted = {**deployment.body["properties"], "provisioningState": "Accepted", "duration": "PT0.0001186S"}
-    headers = {"Azure-AsyncOperation": _status_url(request, home, name, operation), **operations.polling_headers(operation)}
+    headers = {
+        "Azure-AsyncOperation": _status_url(request, home, name, operation),
+        **operations.polling_headers(operation),
+    }
     return Answer(200 if known else 201, {**deployment.body, "properties": accepted}, headers)
 
 
