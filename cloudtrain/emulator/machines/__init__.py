@@ -34,6 +34,7 @@ class MachineSpec:
     ssh_public_keys: Sequence[str] = ()
     user_data: str = ""  # base64, as sent
     tags: Mapping[str, str] = field(default_factory=dict)
+    ssh_open: bool = False  # whether the network security group lets the caller in at port 22
 
 
 class OffCause(Enum):
@@ -138,6 +139,14 @@ class Machines(Protocol):
 
     def erase(self, vm_id: str) -> None:
         """Cut the power and remove the disk and everything else of the VM from this machine."""
+        ...
+
+    def open_ssh(self, vm_id: str, allowed: bool) -> None:
+        """The network security group has changed. Off, or without a network of its own: no-op."""
+        ...
+
+    def ssh_address(self, vm_id: str) -> tuple[str, int] | None:
+        """Host and port where this machine reaches the VM's SSH server; None where the VM has none."""
         ...
 
     def start_script(self, vm_id: str, script: Script) -> str:

@@ -82,6 +82,11 @@ def make_read_only(target: Path) -> None:
         mount(None, point, None, _BIND | _REMOUNT | READ_ONLY | kept)
 
 
+def remount_writable(point: Path) -> None:
+    """One mount, without those below it."""
+    mount(None, point, None, _BIND | _REMOUNT | (os.statvfs(point).f_flag & _LOCKED_FLAGS))
+
+
 def mounts_below(target: Path) -> Iterator[Path]:
     prefix = f"{target}/"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():

@@ -267,6 +267,14 @@ class ProcessMachines:
                 finally:
                     os.close(lock)
 
+    # --- network --------------------------------------------------------------------------------------------
+
+    def open_ssh(self, vm_id: str, allowed: bool) -> None:
+        """These VMs have the host's network, and no SSH server."""
+
+    def ssh_address(self, vm_id: str) -> tuple[str, int] | None:
+        return None
+
     # --- scripts --------------------------------------------------------------------------------------------
 
     def start_script(self, vm_id: str, script: Script) -> str:
