@@ -102,6 +102,7 @@ class _Asked:
 def _asked(records: Records, subscription: str, name: str, location: str, body: Json) -> _Asked:
     properties = section(body, "properties")
     vm_request.check_name(name)
+    _check_machine(azure, records)
     size, zones = vm_request.size(properties, location), vm_request.zones(body)
     spot = vm_request.spot_terms(records, properties, size, location)
     storage = vm_request.storage(properties, size, name)
@@ -158,6 +159,13 @@ def _create(
     records.drop_setting(f"ghost:{vm.key}")
     disks.new_os_disk(azure, records, records.put(vm), asked.storage.image.generation)
     return vm, power.begin(azure, records, vm, "vm.create", market.without_capacity(records, vm, azure.now()))
+
+
+def _check_machine(azure: Azure, records: Records) -> None:
+    """Another command may have chosen another kind of machine since this one began."""
+    chosen = records.setting("machine") or azure.machines.kind
+    if chosen != azure.machines.kind:
+        raise ArmError(409, "Conflict", f"The VMs of this embedded Azure are machines of kind '{chosen}' from now on.")
 
 
 def _outer(azure: Azure, records: Records, vm_id: str, name: str, location: str, body: Json, zones: list[str]) -> Json:

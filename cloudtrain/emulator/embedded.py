@@ -75,6 +75,37 @@ class Status:
     strays: list[str]
 
 
+class OtherMachines(Exception):
+    """VMs of another kind are there; all VMs of one embedded Azure are of one kind."""
+
+    def __init__(self, kind: str, vms: list[str]) -> None:
+        super().__init__(f"The VMs of this embedded Azure are machines of kind '{kind}': {', '.join(vms)}.")
+
+
+@dataclass(frozen=True)
+class MachineChoice:
+    """kind: 'process' or 'container'. node_base: the image that nodes are built on; empty: one is made."""
+
+    kind: str
+    node_base: str
+
+
+def choose_machine(root: Path, *, kind: str | None = None, node_base: str | None = None) -> MachineChoice:
+    """What the VMs below `root` run on: what is said now, else what was said last, else processes.
+
+    Raises OtherMachines, StoreError."""
+    with contextlib.closing(Store(root, _first_settings(fresh=False))) as opened, opened.write() as records:
+        held = records.setting("machine") or "process"
+        if kind is not None and kind != held:
+            vms = [vm.name for vm in records.resources(ids.VM)]
+            if vms:
+                raise OtherMachines(held, vms)
+            records.set_setting("machine", kind)
+        if node_base is not None:
+            records.set_setting("node_base", node_base)
+        return MachineChoice(kind or held, records.setting("node_base") or "")
+
+
 class EmbeddedAzure:
     """Azure's management plane on this machine. Everything it keeps lies under `root`.
 
@@ -138,6 +169,12 @@ class EmbeddedAzure:
         with self._azure.store.write() as records:
             records.set_setting(f"notice:{vm_resource_id.lower()}", str(max(0.0, float(seconds))))
 
+    def ssh_address(self, vm_resource_id: str) -> tuple[str, int] | None:
+        """Where this machine reaches the VM's SSH server, if the network security group lets it in."""
+        with self._azure.store.read() as records:
+            vm = records.resource(vm_resource_id)
+        return None if vm is None else self._azure.machines.ssh_address(vm.private["vm_id"])
+
     def status(self) -> dict[str, Any]:
         """What it holds, ready for JSON: the fields of `Status`."""
         operations.advance_all(self._azure)
@@ -164,7 +201,10 @@ class EmbeddedAzure:
         """Remove every VM and begin again, with another subscription and another token."""
         with self._azure.store.write() as records:
             machines = {vm.private["vm_id"]: vm.seq for vm in records.resources(ids.VM)}
+            node_base = records.setting("node_base")
             records.clear()
+            if node_base:
+                records.set_setting("node_base", node_base)
             for key, value in _first_settings(fresh).items():
                 records.set_setting(key, value)
         for vm_id in machines.keys() | ledger.noted(self._azure.ledger) | set(self._azure.machines.strays()):
@@ -172,6 +212,12 @@ class EmbeddedAzure:
         ledger.clear(self._azure.ledger)
         self.blobs.close()
         shutil.rmtree(self._azure.blobs, ignore_errors=True)
+        self.sweep()
+
+    def sweep(self) -> list[str]:
+        """Without any VM left, nothing that served them is needed. Returns what is left all the same."""
+        with self._azure.store.read() as records:
+            return [] if records.resources(ids.VM) else self._azure.machines.sweep()
 
     def _erase(self, vm_id: str, number: int | None) -> None:
         """number: the VM's lock; whoever is booting it is let finish first, so that it does not come back."""

@@ -103,7 +103,8 @@ def stored(azure: Azure, records: Records, request: Request, resource: Resource,
     resource.changed = azure.now()
     resource.private["provisioning"] = "Updating"
     records.put(resource)
-    operation = operations.begin(azure, records, "network.put", resource.key)
+    kind = "network.rules" if resource.type == ids.NSG else "network.put"
+    operation = operations.begin(azure, records, kind, resource.key)
     shown = {**resource.body, "properties": {**resource.body["properties"], "provisioningState": "Updating"}}
     return operations.accepted(
         request, operation, NAMESPACE, resource.location, status=200 if known else 201, body=shown
@@ -119,7 +120,7 @@ def begin_delete(azure: Azure, records: Records, request: Request, resource: Res
     return operations.accepted(request, operation, NAMESPACE, resource.location, status=202, with_location=True)
 
 
-def _settle_put(azure: Azure, records: Records, operation: Operation, outcome: Outcome) -> None:
+def settle_put(azure: Azure, records: Records, operation: Operation, outcome: Outcome) -> None:
     resource = records.resource(operation.target)
     if resource is None:
         return
@@ -142,7 +143,7 @@ def _settle_delete(azure: Azure, records: Records, operation: Operation, outcome
         records.put(resource)
 
 
-KINDS = {"network.put": Kind(settle=_settle_put), "network.delete": Kind(settle=_settle_delete)}
+KINDS = {"network.put": Kind(settle=settle_put), "network.delete": Kind(settle=_settle_delete)}
 
 
 def get_operation(azure: Azure, request: Request, location: str, operation: str) -> Answer:
@@ -617,7 +618,7 @@ def put_rule(azure: Azure, request: Request, group: str, name: str, rule: str) -
         nsg.body["properties"]["securityRules"] = [*others, made]
         _check_priorities(nsg)
         records.put(nsg)
-        operation = operations.begin(azure, records, "network.put", nsg.key)
+        operation = operations.begin(azure, records, "network.rules", nsg.key)
         return operations.accepted(request, operation, NAMESPACE, nsg.location, status=status, body=made)
 
 
@@ -631,7 +632,7 @@ def delete_rule(azure: Azure, request: Request, group: str, name: str, rule: str
             return Answer(204)
         nsg.body["properties"]["securityRules"] = kept
         records.put(nsg)
-        operation = operations.begin(azure, records, "network.put", nsg.key)
+        operation = operations.begin(azure, records, "network.rules", nsg.key)
         return operations.accepted(request, operation, NAMESPACE, nsg.location, status=202, with_location=True)
 
 

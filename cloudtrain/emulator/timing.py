@@ -6,6 +6,7 @@ REHEARSAL: Mapping[str, float] = {
     "group.delete": 0.20,
     "provider.register": 0.10,
     "network.put": 0.06,
+    "network.rules": 0.06,
     "network.delete": 0.06,
     "vm.create": 0.25,
     "vm.update": 0.08,

@@ -178,8 +178,18 @@ class MemoryMachines:
             if script["state"] == "Running":
                 script["state"] = "Canceled"
 
+    def open_ssh(self, vm_id: str, allowed: bool) -> None:
+        with self._state() as state:
+            state["log"].append([f"open_ssh {allowed}", vm_id])
+
+    def ssh_address(self, vm_id: str) -> tuple[str, int] | None:
+        return None
+
     def disk(self, vm_id: str) -> Path:
         return self._root / vm_id
+
+    def sweep(self) -> list[str]:
+        return []
 
     def strays(self) -> list[str]:
         with self._state() as state:

@@ -170,5 +170,9 @@ class Machines(Protocol):
         ...
 
     def strays(self) -> list[str]:
-        """vm_ids of directories or processes of VMs that nobody should still be running; for `emulator status`."""
+        """vm_ids of which something is here that nobody should need any more, if no VM is known by that id."""
+        ...
+
+    def sweep(self) -> list[str]:
+        """There is no VM any more: remove what served all of them. Returns the names of what is left."""
         ...

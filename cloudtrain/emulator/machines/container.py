@@ -12,7 +12,7 @@ import json
 import os
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +52,14 @@ _HOST_CONFIG = {
 }
 
 
+def container_machines(root: Path, *, clock: Clock, node_base: str) -> "ContainerMachines":
+    """root: the emulator's directory. node_base: see `NodeImage`."""
+    engine = Engine(root)
+    image = NodeImage(root, engine=engine, base=node_base, tell=lambda text: None)
+    registry = Registry(root / "nodes", engine=engine, image=image)
+    return ContainerMachines(root / "nodes", clock=clock, image=image, registry=registry, engine=engine)
+
+
 class ContainerMachines:
     """See `Machines`. root: where its locks lie."""
 
@@ -64,6 +72,7 @@ class ContainerMachines:
         self._image = image
         self._registry = registry
         self._engine = engine
+        self._in_use: int | None = None
 
     # --- power ----------------------------------------------------------------------------------------------
 
@@ -279,15 +288,51 @@ class ContainerMachines:
         return Path(found["Mountpoint"]) / UPPER.relative_to(DISK)
 
     def strays(self) -> list[str]:
-        """A node without its disk or a disk without its node: a boot or an erase that was cut off."""
-        nodes = {found["Labels"].get(VM_LABEL, "") for found in self._engine.containers()}
-        disks = {(found["Labels"] or {}).get(VM_LABEL, "") for found in self._engine.volumes()}
-        return sorted((nodes ^ disks) - {""})
-
-    def vm_ids(self) -> set[str]:
-        """Of every VM that has a node or a disk here."""
         found = [*self._engine.containers(), *self._engine.volumes()]
-        return {(one["Labels"] or {}).get(VM_LABEL, "") for one in found} - {""}
+        return sorted({(one["Labels"] or {}).get(VM_LABEL, "") for one in found} - {""})
+
+    # --- what all nodes share -------------------------------------------------------------------------------
+
+    def repository(self, name: str) -> str:
+        """Where trainer images go, so that the nodes can pull them."""
+        return self._registry.repository(name)
+
+    def prepare(self, tell: Callable[[str], None]) -> None:
+        """Make the node image and start the registry; until `release` nobody sweeps them away. Raises MachineError.
+
+        tell: told what takes time."""
+        if self._in_use is None:
+            self._in_use = self._open_lock("in-use.lock")
+            fcntl.flock(self._in_use, fcntl.LOCK_SH)
+        self._image.tell = tell
+        self._image.ensure()
+        self._registry.start()
+
+    def release(self) -> None:
+        if self._in_use is not None:
+            os.close(self._in_use)
+            self._in_use = None
+
+    def sweep(self) -> list[str]:
+        """Containers, volumes and images. What another command is about to use stays; its own end sweeps again."""
+        self.release()
+        lock = self._open_lock("in-use.lock")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return []
+        else:
+            if not self.strays():
+                self._registry.remove()
+                self._image.remove()
+        finally:
+            os.close(lock)
+        containers = [f"container {found['Names'][0].lstrip('/')}" for found in self._engine.containers()]
+        return containers + [f"volume {found['Name']}" for found in self._engine.volumes()]
+
+    def _open_lock(self, name: str) -> int:
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(self._root / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     # --- talking to the node --------------------------------------------------------------------------------
 
@@ -298,10 +343,9 @@ class ContainerMachines:
     @contextlib.contextmanager
     def _locked(self, vm_id: str) -> Iterator[Path]:
         """One process at a time makes or erases a node. The lock goes with its holder."""
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._root / f"{_checked(vm_id)}.lock"
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = self._open_lock(path.name)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
                 break

@@ -339,6 +339,9 @@ class ProcessMachines:
             return bool(with_environment(f"CLOUDTRAIN_ROOT={vm.disk}"))
         return not vm.config.exists() and _is_lock_free(vm)
 
+    def sweep(self) -> list[str]:
+        return []
+
     # --- talking to the supervisor --------------------------------------------------------------------------
 
     def _vm(self, vm_id: str) -> VmDirectory:

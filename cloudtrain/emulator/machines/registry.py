@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,15 +101,19 @@ class Registry:
     def _port(self) -> int:
         """Chosen once; image references in specs hold it."""
         path = self._root / "registry.port"
-        if not path.exists():
-            with socket.socket() as free:
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        while not path.exists():
+            with socket.socket() as free, tempfile.NamedTemporaryFile("w", dir=self._root) as chosen:
                 free.bind(("127.0.0.1", 0))
-                path.write_text(str(free.getsockname()[1]))
+                chosen.write(str(free.getsockname()[1]))
+                chosen.flush()
+                with contextlib.suppress(FileExistsError):  # of two that choose at once, one wins
+                    os.link(chosen.name, path)
         return int(path.read_text())
 
     def repository(self, name: str) -> str:
-        """What an image is called that is pushed here."""
-        return f"127.0.0.1:{self.start().port}/{name}"
+        """What an image is called that is pushed here, without its tag."""
+        return f"127.0.0.1:{self._port()}/{name}"
 
     def remove(self) -> None:
         """Its container, its storage, and the images in the engine that were tagged for it."""
