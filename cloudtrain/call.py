@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 # typer exports only this leaf of click's errors (and carries its own copy of click since 0.26): the class above it
 # is UsageError, the one above that ClickException.
 _CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
+# A run's name holds none of these characters.
+_CAN_BE_NETWORK = re.compile(r".*[.:*/].*|caller|none")
 # What a shell sees of a command that SIGPIPE ended.
 _BROKEN_PIPE = 141
 
@@ -112,8 +115,10 @@ class Call:
         return target
 
     @contextmanager
-    def opened(self, target: "Target") -> Iterator["Context"]:
-        """The context of a workflow: a session on the target's cloud, the clock, and the display."""
+    def opened(self, target: "Target", machine: str | None = None) -> Iterator["Context"]:
+        """The context of a workflow: a session on the target's cloud, the clock, and the display.
+
+        machine: what a rehearsal's VMs are to be; None: as they are."""
         from cloudtrain.azure.session import open_session
         from cloudtrain.clock import SystemClock
         from cloudtrain.workflow.context import Context
@@ -122,7 +127,9 @@ class Call:
         clock = SystemClock()
         with (
             self.displayed() as display,
-            open_session(target.cloud, home=self.home, clock=clock, subscription=target.subscription) as session,
+            open_session(
+                target.cloud, home=self.home, clock=clock, subscription=target.subscription, machine=machine
+            ) as session,
         ):
             for note in target.notes:
                 display.note(note)
@@ -200,8 +207,8 @@ def _sign(command: Verb, function: Verb, shared: dict[str, tuple[Any, Any]]) -> 
 
 
 def _refuse_stray_arguments(call: Call) -> None:
-    if call.arguments is not None and call.command not in ("up", "emulator shell"):
-        raise usage("Arguments after -- go to the trainer, and only up takes them.", call.command)
+    if call.arguments is not None and call.command not in ("up", "ssh", "emulator shell"):
+        raise usage("Arguments after -- go to the trainer, and only up takes them (of ssh: a command).", call.command)
 
 
 def usage(message: str, command: str) -> CloudtrainError:
@@ -222,6 +229,7 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Run a command line to its end; whatever happens is told as the user asked for it. Returns the exit code."""
     arguments, after = _split(list(arguments))
     call = Call(arguments=after, as_json="--json" in arguments)
+    arguments = _with_ssh_spelt_out(arguments)
     for stream in (sys.stdout, sys.stderr):
         # A log may hold what this terminal's encoding lacks.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -240,6 +248,15 @@ def _split(arguments: list[str]) -> tuple[list[str], tuple[str, ...] | None]:
         return arguments, None
     at = arguments.index("--")
     return arguments[:at], tuple(arguments[at + 1 :])
+
+
+def _with_ssh_spelt_out(arguments: list[str]) -> list[str]:
+    """`--ssh` may stand alone, which typer knows of no option: what follows is its value only if it can be one."""
+    following = [*arguments[1:], ""]
+    return [
+        "--ssh=caller" if argument == "--ssh" and not _CAN_BE_NETWORK.fullmatch(after) else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
 
 
 def _outcome(call: Call, app: typer.Typer, arguments: list[str]) -> Outcome | int:

@@ -108,6 +108,16 @@ def up(
     disk_gb: Annotated[
         str | None, typer.Option(metavar="GIB", help="Size of the VM's disk.  [64]", show_default=False)
     ] = None,
+    ssh: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[CIDR]", help="Let this machine, or a network, log in at port 22.  [none]", show_default=False
+        ),
+    ] = None,
+    machine: Annotated[
+        str | None,
+        typer.Option(metavar="process|container", help="What a rehearsal's VM runs on.  [process]", show_default=False),
+    ] = None,
     accept_terms: AcceptTerms = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made and its price; stop.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before what costs money.")] = False,
@@ -143,6 +153,8 @@ def up(
         "mount": mount,
         "ssh_key": ssh_key,
         "disk_gb": None if disk_gb is None else number(disk_gb),
+        "ssh": ssh,
+        "machine": machine,
         "trainer_args": call.arguments,
     }
     directory = Path.cwd()
@@ -150,7 +162,10 @@ def up(
     settings = config.settings_for_up(table, flags, directory)
     notes = config.name_note(settings.run, bool(call.run or "run" in table), directory)
     target = call.aim(config.target_for_up(settings, runs.clouds_of(call.home, settings.run), notes))
-    with call.opened(target) as ctx:
+    if machine is not None and target.cloud == "azure":
+        raise usage("--machine says what the VM of a rehearsal runs on; on Azure it is Azure's.", "up")
+    with call.opened(target, settings.machine) as ctx:
+        settings = workflow.with_callers_address(ctx, settings)
         if dry_run:
             existing = workflow.current_spec(ctx, settings.run)
             plan, checks = workflow.dry_run(ctx, _spec_without_key(ctx, settings, existing))
@@ -377,6 +392,23 @@ def logs(
 
 
 @verb(app, RUN, PLACE, SPEAKING)
+def ssh(call: Call) -> Outcome | int:
+    """Log in to the run's VM, or run a command there.
+
+    Needs up --ssh. One word after -- is a line for the VM's shell; several arrive there as they are.
+    """
+    from cloudtrain import runs
+    from cloudtrain.workflow import ssh as workflow
+
+    target = call.find_target()
+    with call.opened(target) as ctx:
+        login = workflow.login(ctx, target.run, runs.directory(call.home, target.cloud, target.run), call.arguments)
+    if call.as_json:
+        return call.done(login, lambda result, paint: [])
+    return workflow.connect(login)
+
+
+@verb(app, RUN, PLACE, SPEAKING)
 def stop(call: Call) -> Outcome:
     """Save, deallocate the VM, keep its disk."""
     from cloudtrain import render
@@ -496,6 +528,27 @@ def emulator_status(call: Call) -> Outcome:
     return call.done(fields, render.emulator)
 
 
+@verb(emulator_app, SPEAKING, name="node")
+def emulator_node(
+    call: Call,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGE", help="Debian or Ubuntu to build on.  [debootstrap makes it]", show_default=False),
+    ] = None,
+) -> Outcome:
+    """Build what full rehearsals run on, ahead of time.
+
+    up --machine container builds it where it is missing, on the base that was named here last.
+    """
+    from cloudtrain import render
+    from cloudtrain.azure.session import build_node
+    from cloudtrain.clock import SystemClock
+
+    with call.displayed() as display:
+        image = build_node(call.home, SystemClock(), display, base)
+    return call.done({"image": image}, render.emulator)
+
+
 @verb(emulator_app, SPEAKING, name="reset")
 def emulator_reset(
     call: Call,
@@ -506,34 +559,44 @@ def emulator_reset(
 ) -> Outcome:
     """End every VM of the rehearsals, remove all."""
     from cloudtrain import render, runs
+    from cloudtrain.azure.session import emulator_errors
 
     if not yes:
         _confirm("This ends every rehearsal and removes their VMs and disks.")
-    emulator = _emulator_at_any_rate(call.home)
-    try:
-        emulator.reset(fresh=fresh)
-        fields = emulator.status()
-    finally:
-        emulator.close()
+    for machine in _machines_to_reset(call.home):
+        emulator = _emulator_at_any_rate(call.home, machine)
+        try:
+            with emulator_errors():
+                emulator.reset(fresh=fresh)
+                fields = emulator.status()
+        finally:
+            emulator.close()
     for name in runs.known_runs(call.home, "embedded"):
         runs.forget(call.home, "embedded", name)
     return call.done(fields, render.emulator)
 
 
-def _emulator_at_any_rate(home: Path) -> Any:
+def _machines_to_reset(home: Path) -> list[str | None]:
+    """First the kind that is in use, then whatever may be left of others; at last it is processes again."""
+    from cloudtrain.azure.session import used_machines
+
+    return [None, *used_machines(home)]
+
+
+def _emulator_at_any_rate(home: Path, machine: str | None) -> Any:
     """The embedded Azure, with an empty database where the one it has cannot be read. VMs are found by their disks."""
     from cloudtrain.azure.session import embedded_azure
     from cloudtrain.clock import SystemClock
 
     try:
-        return embedded_azure(home, SystemClock())
+        return embedded_azure(home, SystemClock(), machine=machine)
     except CloudtrainError as error:
         if error.code != "DamagedStore":
             raise
     from cloudtrain.emulator import store
 
     store.remove(home / "emulator")
-    return embedded_azure(home, SystemClock())
+    return embedded_azure(home, SystemClock(), machine=machine)
 
 
 def _somebody_is_here() -> bool:

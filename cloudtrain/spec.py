@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import ipaddress
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     along, 'own' from the user's Dockerfile, empty where it is a published one. mount: absolute path in the container
     where checkpoints go. vm_image: URN publisher:offer:sku:version. max_price: USD an hour, -1 = up to the on-demand
     price. ssh_public_key: one OpenSSH line. arguments: handed to the trainer as they are. disk_gb: OS disk, GiB.
+    ssh: the IPv4 network that may log in to the VM, empty for nobody.
     """
 
     run: str
@@ -35,6 +37,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ssh_public_key: str
     disk_gb: int
     built_from: str = ""
+    ssh: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Settings:
     mount: str | None = None
     ssh_key: str | None = None
     disk_gb: int | None = None
+    ssh: str | None = None
+    machine: str | None = None
     trainer_args: tuple[str, ...] | None = None
 
 
@@ -96,6 +101,10 @@ VM_IMAGES = {
     "ubuntu-hpc": "microsoft-dsvm:ubuntu-hpc:2204:latest",
 }
 CLOUDS = ("embedded", "azure")
+MACHINES = ("process", "container")
+SSH_CALLER = "caller"
+# A larger network than this one's 16 million addresses is nobody's own.
+_WIDEST_PREFIX = 8
 
 _RUN = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 # `<run>-g<N>` names the VM of generation N.
@@ -271,6 +280,37 @@ def _disk_gb(value: object) -> int:
     return value
 
 
+def _ssh(value: object) -> str:
+    """'caller', a network, or nothing for 'none'."""
+    expected = (
+        '"caller" (this machine\'s public address alone), an IPv4 address or network such as 203.0.113.0/24, or "none"'
+    )
+    text = _text(value)
+    if text == "none":
+        return ""
+    if text == SSH_CALLER:
+        return text
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError as error:
+        raise Unfit(expected) from error
+    if network.version != 4:
+        raise Unfit(expected, "The VM has an IPv4 address only.")
+    if network.prefixlen < _WIDEST_PREFIX:
+        raise Unfit(
+            expected,
+            f"{network} would let {'everybody' if network.prefixlen == 0 else 'far too many'} knock at the VM's port "
+            f"22; the largest network that is let in is a /{_WIDEST_PREFIX}.",
+        )
+    return str(network)
+
+
+def _machine(value: object) -> str:
+    if value not in MACHINES:
+        raise Unfit(f'"{MACHINES[0]}" or "{MACHINES[1]}"')
+    return str(value)
+
+
 def _trainer_args(value: object) -> tuple[str, ...]:
     expected = 'a list of texts, as in ["--epochs", "3"]'
     if not isinstance(value, list | tuple):
@@ -311,6 +351,8 @@ CHECKS: Mapping[str, Callable[[object], Any]] = {
     "mount": _mount,
     "ssh_key": _ssh_key,
     "disk_gb": _disk_gb,
+    "ssh": _ssh,
+    "machine": _machine,
     "trainer_args": _trainer_args,
 }
 
@@ -457,7 +499,7 @@ def check_image_named(spec: RunSpec) -> None:
 
 
 # Settings that a spec keeps under the same name.
-_KEPT = ("location", "size", "vm_image", "image", "mount", "max_price", "eviction_policy", "disk_gb")
+_KEPT = ("location", "size", "vm_image", "image", "mount", "max_price", "eviction_policy", "disk_gb", "ssh")
 
 
 def _from_defaults(run: str, defaults: Defaults) -> RunSpec:

@@ -1,9 +1,9 @@
-"""The run's virtual network and its network security group, which has no inbound rule."""
+"""The run's virtual network and its network security group, which has no inbound rule but the one for SSH."""
 
 from typing import Any
 
 from cloudtrain.azure import names
-from cloudtrain.azure.errors import translated
+from cloudtrain.azure.errors import is_missing, translated
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.session import Session
 
@@ -25,13 +25,49 @@ def create_vnet(session: Session, group: Group) -> str:
 
 
 def create_nsg(session: Session, group: Group) -> str:
-    """Make the security group; returns its id. Azure's own rules deny every inbound connection from outside."""
-    body = {"location": group.location, "properties": {"securityRules": []}}
+    """Make the security group, or give it the rules that the spec asks for; returns its id. Azure's own rules deny
+    every other inbound connection from outside."""
+    rules = [_ssh_rule(group.spec.ssh)] if group.spec.ssh else []
+    body = {"location": group.location, "properties": {"securityRules": rules}}
     with translated("creating the network security group"):
         made = session.network.network_security_groups.begin_create_or_update(
             group.name, names.nsg(group.run), body, polling=session.polling()
         ).result()
     return str(made.id)
+
+
+SSH_RULE = "ssh"
+
+
+def _ssh_rule(source: str) -> dict[str, Any]:
+    return {
+        "name": SSH_RULE,
+        "properties": {
+            "protocol": "Tcp",
+            "sourcePortRange": "*",
+            "sourceAddressPrefix": source,
+            "destinationAddressPrefix": "*",
+            "destinationPortRange": "22",
+            "access": "Allow",
+            "priority": 1000,
+            "direction": "Inbound",
+        },
+    }
+
+
+def ssh_source(session: Session, group: Group) -> str | None:
+    """The network that the security group lets in for SSH; None where it lets in nobody."""
+    from azure.core.exceptions import HttpResponseError
+
+    with translated("reading the network security group"):
+        try:
+            found = session.network.network_security_groups.get(group.name, names.nsg(group.run))
+        except HttpResponseError as error:
+            if is_missing(error):
+                return None
+            raise
+    rules = [rule for rule in found.security_rules or [] if rule.name == SSH_RULE]
+    return str(rules[0].source_address_prefix) if rules else None
 
 
 def public_ip(session: Session, group: Group) -> str | None:

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from cloudtrain.azure.errors import translated
 from cloudtrain.clock import Clock
 from cloudtrain.errors import CloudtrainError, Exit, InvalidSpec, Refused
+from cloudtrain.progress import Progress
 
 if TYPE_CHECKING:
     from cloudtrain.azure.retries import Pace
 
 EMBEDDED, AZURE = "embedded", "azure"
+PROCESS, CONTAINER = "process", "container"
 REHEARSAL_IMAGE = "cloudtrain-trainer"
 # The image of the tutorial on Azure that this project began with; on the embedded Azure our trainer stands in for it.
 TUTORIAL_IMAGE = "miltonius/cloud_trainingv2"
@@ -48,11 +50,12 @@ class Defaults:
 @dataclass(frozen=True)
 class Capabilities:
     """What a workflow may ask for. notice: the warning before an eviction can be chosen. published_images: a VM can
-    pull any image. bills: what is made costs money. poll_seconds: how often to look at a thing that changes by itself
-    (Azure allows about 36 reads of a VM in 3 minutes)."""
+    pull any image. ssh: a VM has an SSH server. bills: what is made costs money. poll_seconds: how often to look at a
+    thing that changes by itself (Azure allows about 36 reads of a VM in 3 minutes)."""
 
     notice: bool
     published_images: bool
+    ssh: bool
     bills: bool
     poll_seconds: float
 
@@ -76,7 +79,11 @@ class Session(AbstractContextManager["Session"]):
         pace: "Pace",
         defaults: Defaults,
         capabilities: Capabilities,
+        caller_address: Callable[[], str | None],
         set_notice: Callable[[str, float], None] | None = None,
+        ssh_address: Callable[[str], tuple[str, int] | None] | None = None,
+        prepare: Callable[[Progress], None] = lambda progress: None,
+        sweep: Callable[[], list[str]] = list,
         close: Callable[[], None] = lambda: None,
     ) -> None:
         self.cloud = cloud
@@ -94,7 +101,11 @@ class Session(AbstractContextManager["Session"]):
             "polling_interval": pace.look,
         }
         self._pace = pace
+        self.caller_address = caller_address  # the public address that this machine comes from, None where unknown
+        self.prepare = prepare  # before a run is made: what its VM needs of this machine
+        self.sweep = sweep  # after a run is gone: what served the last one; the names of what could not be removed
         self._set_notice = set_notice
+        self._ssh_address = ssh_address
         self._close = close
 
     @cached_property
@@ -172,6 +183,12 @@ class Session(AbstractContextManager["Session"]):
             )
         self._set_notice(vm_id, seconds)
 
+    def ssh_address(self, vm_id: str, public_ip: str | None) -> tuple[str, int] | None:
+        """Host and port by which this machine reaches the VM's SSH server; None while it has none."""
+        if self._ssh_address is not None:
+            return self._ssh_address(vm_id)
+        return (public_ip, 22) if public_ip else None
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -179,34 +196,81 @@ class Session(AbstractContextManager["Session"]):
 
 
 def open_session(
-    cloud: str, *, home: Path, clock: Clock, subscription: str | None = None, fresh: bool = False
+    cloud: str, *, home: Path, clock: Clock, subscription: str | None = None, machine: str | None = None
 ) -> Session:
-    """A session on `embedded` or `azure`. Raises CloudtrainError where there is no login or no subscription."""
+    """A session on `embedded` or `azure`. machine: the kind that a rehearsal's VMs are to be; None: as they are.
+
+    Raises CloudtrainError where there is no login or no subscription, and where VMs of another kind are there."""
     if cloud == AZURE:
         return _azure(clock, subscription)
-    return _embedded(home, clock)
+    return _embedded(home, clock, machine)
 
 
-def embedded_azure(home: Path, clock: Clock, trainer: list[str] | None = None) -> Any:
+def embedded_azure(
+    home: Path,
+    clock: Clock,
+    trainer: list[str] | None = None,
+    *,
+    machine: str | None = None,
+) -> Any:
     """The emulator on its VMs, for the session and for the `emulator` verbs. trainer: the command that stands for the
-    trainer image; the one of this Python environment unless given."""
-    from cloudtrain.emulator.embedded import EmbeddedAzure
-    from cloudtrain.emulator.machines.process import ProcessMachines
+    trainer image; the one of this Python environment unless given. machine: the kind that the VMs are to be."""
+    from cloudtrain.emulator.embedded import EmbeddedAzure, choose_machine
 
     root = home / "emulator"
-    images = {REHEARSAL_IMAGE: trainer or _trainer_command(), TUTORIAL_IMAGE: _tutorial_command()}
-    machines = ProcessMachines(root / "vms", clock=clock, images=images, readable=_python_directories())
-    with _store_errors():
+    with emulator_errors():
+        chosen = choose_machine(root, kind=machine)
+        if chosen.kind == CONTAINER:
+            machines = _containers(root, clock, chosen.node_base)
+        else:
+            machines = _processes(root, clock, trainer or _trainer_command())
         return EmbeddedAzure(root, clock=clock, machines=machines)
 
 
+def build_node(home: Path, clock: Clock, progress: Progress, base: str | None) -> str:
+    """The image of the machines of kind `container`; returns its name. base: see `emulator node`."""
+    from cloudtrain.emulator.embedded import choose_machine
+
+    root = home / "emulator"
+    with emulator_errors(), progress.step("node image", usually="2 to 4 minutes") as step:
+        machines = _containers(root, clock, choose_machine(root, node_base=base).node_base)
+        image: str = machines.build(step.update)
+        return image
+
+
+def used_machines(home: Path) -> list[str]:
+    """The kinds of machines of which something may be left."""
+    return [CONTAINER, PROCESS] if (home / "emulator" / "nodes" / "made").exists() else [PROCESS]
+
+
+def _processes(root: Path, clock: Clock, trainer: list[str]) -> Any:
+    from cloudtrain.emulator.machines.process import ProcessMachines
+
+    images = {REHEARSAL_IMAGE: trainer, TUTORIAL_IMAGE: _tutorial_command()}
+    return ProcessMachines(root / "vms", clock=clock, images=images, readable=_python_directories())
+
+
+def _containers(root: Path, clock: Clock, node_base: str) -> Any:
+    from cloudtrain.emulator.machines.container import container_machines
+
+    return container_machines(root, clock=clock, node_base=node_base)
+
+
 @contextmanager
-def _store_errors() -> Iterator[None]:
-    """The state of the rehearsals can be damaged, or the disk full: named here, at the edge."""
+def emulator_errors() -> Iterator[None]:
+    """What the rehearsals need of this machine can be missing (a Docker engine, room on the disk) or damaged: named
+    here, at the edge."""
+    from cloudtrain.emulator.embedded import OtherMachines
+    from cloudtrain.emulator.machines import MachineError
     from cloudtrain.emulator.store import DamagedStore, StoreError
 
     try:
         yield
+    except MachineError as error:
+        raise CloudtrainError("MachineFailed", str(error), "Then run the same command again.", Exit.ENGINE) from error
+    except OtherMachines as error:
+        hint = "cloudtrain down  ends them one by one; CLOUDTRAIN_HOME=DIRECTORY  keeps other rehearsals apart."
+        raise InvalidSpec(f"machine: {error}", hint, code="OtherMachines") from error
     except DamagedStore as error:
         raise CloudtrainError("DamagedStore", str(error), "cloudtrain emulator reset  starts over.") from error
     except StoreError as error:
@@ -228,8 +292,9 @@ def _retries(pace: "Pace") -> Any:
     return Retries(pace)
 
 
-def _embedded(home: Path, clock: Clock) -> Session:
-    return on_emulator(embedded_azure(home, clock), clock)
+def _embedded(home: Path, clock: Clock, machine: str | None = None) -> Session:
+    emulator = embedded_azure(home, clock, machine=machine)
+    return on_emulator(emulator, clock, poll_seconds=0.5 if emulator.machine == CONTAINER else 0.2)
 
 
 def on_emulator(emulator: Any, clock: Clock, pace: "Pace | None" = None, poll_seconds: float = 0.2) -> Session:
@@ -238,12 +303,13 @@ def on_emulator(emulator: Any, clock: Clock, pace: "Pace | None" = None, poll_se
 
     from cloudtrain.azure import retries
     from cloudtrain.azure.wsgi_transport import WsgiAdapter
+    from cloudtrain.emulator.firewall import CALLER
 
     pace = pace or retries.EMBEDDED
     http = requests.Session()
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        with _store_errors():
+        with emulator_errors():
             answer: Iterable[bytes] = emulator(environ, start_response)
             return answer
 
@@ -258,10 +324,10 @@ def on_emulator(emulator: Any, clock: Clock, pace: "Pace | None" = None, poll_se
         price_list="the embedded Azure's own list, which is not what Azure asks",
         client_options={"transport": _transport(clock, pace, session=http, session_owner=False)},
         pace=pace,
-        defaults=Defaults(trainer_image=REHEARSAL_IMAGE, arguments=REHEARSAL_ARGUMENTS),
-        capabilities=Capabilities(notice=True, published_images=False, bills=False, poll_seconds=poll_seconds),
+        caller_address=lambda: CALLER,
         set_notice=emulator.set_notice,
-        close=emulator.close,
+        ssh_address=emulator.ssh_address,
+        **(_full_rehearsal if emulator.machine == CONTAINER else _quick_rehearsal)(emulator, poll_seconds),
     )
 
 
@@ -269,6 +335,41 @@ def _transport(clock: Clock, pace: "Pace", **options: Any) -> Any:
     from cloudtrain.azure.wsgi_transport import ClockedTransport
 
     return ClockedTransport(clock, connection_timeout=10, read_timeout=pace.read_timeout, **options)
+
+
+def _quick_rehearsal(emulator: Any, poll_seconds: float) -> dict[str, Any]:
+    """VMs that are processes run the trainer of this Python environment."""
+    return {
+        "defaults": Defaults(trainer_image=REHEARSAL_IMAGE, arguments=REHEARSAL_ARGUMENTS),
+        "capabilities": Capabilities(notice=True, published_images=False, ssh=False, bills=False, poll_seconds=poll_seconds),
+        "close": emulator.close,
+    }
+
+
+def _full_rehearsal(emulator: Any, poll_seconds: float) -> dict[str, Any]:
+    """VMs that are containers with a Docker engine of their own run what Azure's VMs would run."""
+
+    def prepare(progress: Progress) -> None:
+        usually = "10 s, the first time 2 to 4 minutes"
+        with emulator_errors(), progress.step("node image and registry", usually=usually) as step:
+            emulator.machines.prepare(step.update)
+
+    def sweep() -> list[str]:
+        with emulator_errors():
+            left: list[str] = emulator.sweep()
+            return left
+
+    def close() -> None:
+        emulator.machines.release()
+        emulator.close()
+
+    return {
+        "defaults": Defaults(repository=emulator.machines.repository(REHEARSAL_IMAGE), arguments=REHEARSAL_ARGUMENTS),
+        "capabilities": Capabilities(notice=True, published_images=True, ssh=True, bills=False, poll_seconds=poll_seconds),
+        "prepare": prepare,
+        "sweep": sweep,
+        "close": close,
+    }
 
 
 # A small, honest job: a minute or two on two cores.
@@ -310,7 +411,8 @@ def _azure(clock: Clock, subscription: str | None) -> Session:
         client_options=options,
         pace=retries.AZURE,
         defaults=Defaults(),
-        capabilities=Capabilities(notice=False, published_images=True, bills=True, poll_seconds=10.0),
+        capabilities=Capabilities(notice=False, published_images=True, ssh=True, bills=True, poll_seconds=10.0),
+        caller_address=lambda: _address_in(credential.get_token(ARM_SCOPE).token),
         close=credential.close,
     )
 
@@ -332,6 +434,16 @@ def _object_id(credential: Any) -> str:
     payload = credential.get_token(ARM_SCOPE).token.split(".")[1]
     claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     return str(claims["oid"])
+
+
+def _address_in(token: str) -> str | None:
+    """Where Microsoft Entra saw the login come from: `ipaddr`, a claim of a person's access token."""
+    try:
+        payload = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return str(claims["ipaddr"])
+    except (IndexError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _only_subscription(credential: Any, options: dict[str, Any]) -> str:

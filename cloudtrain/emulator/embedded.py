@@ -115,6 +115,7 @@ class EmbeddedAzure:
 
     def __init__(self, root: Path, *, clock: Clock, machines: Machines, fresh: bool = False) -> None:
         self.root = root
+        self.machines = machines
         self._azure = Azure(
             store=Store(root, _first_settings(fresh)),
             clock=clock,
@@ -128,6 +129,11 @@ class EmbeddedAzure:
         self._app = app.App(self._azure)
         self.blobs = BlobService(self._azure.blobs, clock, storage.Accounts(self._azure).account)
         """The blob service alone, as a WSGI app that takes the account from the path, too."""
+
+    @property
+    def machine(self) -> str:
+        """The kind that its VMs are."""
+        return self.machines.kind
 
     @property
     def subscription_id(self) -> str:

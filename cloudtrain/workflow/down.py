@@ -12,8 +12,9 @@ from cloudtrain.workflow.context import Context
 
 
 class DownResult(msgspec.Struct, frozen=True):
-    """Resource ids. left: what should be gone and is not. kept: what is left alone on purpose. kept_images: the
-    run's trainer image where `up` pushed it; it stays in its registry, as its earlier versions do."""
+    """Resource ids. left: what should be gone and is not (also containers and volumes of a rehearsal). kept: what is
+    left alone on purpose. kept_images: the run's trainer image where `up` pushed it; it stays in its registry, as its
+    earlier versions do."""
 
     run: str
     cloud: str
@@ -34,7 +35,7 @@ def down(ctx: Context, run: str, *, network_watcher: bool = False) -> DownResult
     if network_watcher:
         deleted += _delete_watcher(ctx)
     with ctx.progress.step("looking for what is left"):
-        left = leftovers.of_run(ctx.session, run)
+        left = [*leftovers.of_run(ctx.session, run), *ctx.session.sweep()]
         kept = leftovers.network_watchers(ctx.session) if group else []
     return DownResult(
         run=run,

@@ -1,7 +1,9 @@
 """`up`: make what is missing, start what is stopped, and end when training is under way. Run again, it converges."""
 
+import ipaddress
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -15,7 +17,7 @@ from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.checks import Check, refuse_failed
 from cloudtrain.errors import Blocks, CloudtrainError, InvalidSpec, Refused
 from cloudtrain.image import Build, Ensured, ImageError
-from cloudtrain.spec import RunSpec
+from cloudtrain.spec import SSH_CALLER, RunSpec, Settings
 from cloudtrain.together import together
 from cloudtrain.workflow import plan, power, preflight, trainer_image, training
 from cloudtrain.workflow.context import Context
@@ -27,6 +29,8 @@ from cloudtrain.workflow.state import state_of
 FIXED = ("location", "vm_image", "eviction_policy", "ssh_public_key", "disk_gb")
 # What Azure changes only on a deallocated VM.
 WHILE_DEALLOCATED = ("size", "max_price")
+# What Azure changes on a running VM.
+AT_ONCE = ("ssh",)
 # What the next start of the trainer takes up.
 AT_NEXT_START = ("image", "mount", "arguments")
 
@@ -56,6 +60,23 @@ def current_spec(ctx: Context, run: str) -> RunSpec | None:
     return found.spec if found and not found.deleting else None
 
 
+def with_callers_address(ctx: Context, settings: Settings) -> Settings:
+    """`ssh = "caller"` as the network that it stands for. Raises InvalidSpec where nobody knows it."""
+    if settings.ssh != SSH_CALLER:
+        return settings
+    address = ctx.session.caller_address()
+    try:
+        network = ipaddress.IPv4Network(address or "")
+    except ValueError as error:
+        raise InvalidSpec(
+            "--ssh: this login does not tell which public IPv4 address you come from "
+            f"({f'it says {address}' if address else 'only the login of a person does'}).",
+            f"Say it: cloudtrain up {settings.run} --ssh ADDRESS  (a web page that shows your address will tell).",
+        ) from error
+    ctx.progress.note(f"SSH: port 22 of the VM is open to {network.network_address} alone, where you come from.")
+    return replace(settings, ssh=str(network))
+
+
 def up(
     ctx: Context,
     spec: RunSpec,
@@ -73,6 +94,13 @@ def up(
     created = group is None
     notes: list[str] = []
     vm = vms.find(ctx.session, group) if group else None
+    if spec.ssh and not ctx.session.capabilities.ssh:
+        raise InvalidSpec(
+            "ssh: the VMs of this rehearsal are processes of this machine, and have no SSH server.",
+            f"cloudtrain up {spec.run} --machine container --ssh  rehearses on ones that have; it needs a Docker "
+            "engine.",
+        )
+    ctx.session.prepare(ctx.progress)
     image = trainer_image.NOTHING_DONE
     if group is not None and vm is not None:
         allowed_changes(group, vm, spec)
@@ -175,11 +203,15 @@ def _adopt(ctx: Context, group: Group, vm: Vm, wanted: RunSpec) -> tuple[Group, 
         refuse_failed(preflight.examine(ctx, wanted, held_size=vm.size).checks)
         _change_vm(ctx, group, wanted)
     groups.set_spec(ctx.session, group, wanted)
-    applies = " (applies at the next start: cloudtrain restart)" if vm.power is PowerState.RUNNING else ""
-    notes = [text + applies for text in changes]
+    later = " (applies at the next start: cloudtrain restart)" if vm.power is PowerState.RUNNING else ""
+    notes = [text + ("" if key in AT_ONCE else later) for key, text in changed.items()]
     for note in notes:
         ctx.progress.note(note)
-    return groups.get(ctx.session, group.run), notes
+    group = groups.get(ctx.session, group.run)
+    if changed.keys() & set(AT_ONCE):
+        with ctx.progress.step("network security group", usually="about 5 s on Azure"):
+            network.create_nsg(ctx.session, group)
+    return group, notes
 
 
 def allowed_changes(group: Group, vm: Vm | None, wanted: RunSpec) -> list[str]:
@@ -250,7 +282,8 @@ def _create_vm(ctx: Context, group: Group) -> Vm:
             return network.create_vnet(ctx.session, group)
 
     def make_nsg() -> str:
-        with ctx.progress.step("network security group (no inbound rule)", usually="about 5 s on Azure"):
+        rule = f"port 22 from {group.spec.ssh}" if group.spec.ssh else "no inbound rule"
+        with ctx.progress.step(f"network security group ({rule})", usually="about 5 s on Azure"):
             return network.create_nsg(ctx.session, group)
 
     subnet_id, nsg_id = together(make_vnet, make_nsg)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from cloudtrain.clock import Clock
 from cloudtrain.emulator.machines import (
@@ -73,6 +72,7 @@ class ContainerMachines:
         self._registry = registry
         self._engine = engine
         self._in_use: int | None = None
+        self._mark = self._root / "made"  # there, as long as something in the engine may be ours
 
     # --- power ----------------------------------------------------------------------------------------------
 
@@ -95,6 +95,7 @@ class ContainerMachines:
             "registry": registry.inside,
             "registry_port": registry.port,
         }
+        self._mark.touch()
         self._engine.remove_container(name)
         api = self._engine.api
         with errors():
@@ -297,6 +298,11 @@ class ContainerMachines:
         """Where trainer images go, so that the nodes can pull them."""
         return self._registry.repository(name)
 
+    def build(self, tell: Callable[[str], None]) -> str:
+        """The node image; returns its name. Raises MachineError."""
+        self._image.tell = tell
+        return self._image.ensure()
+
     def prepare(self, tell: Callable[[str], None]) -> None:
         """Make the node image and start the registry; until `release` nobody sweeps them away. Raises MachineError.
 
@@ -304,8 +310,8 @@ class ContainerMachines:
         if self._in_use is None:
             self._in_use = self._open_lock("in-use.lock")
             fcntl.flock(self._in_use, fcntl.LOCK_SH)
-        self._image.tell = tell
-        self._image.ensure()
+        self._mark.touch()
+        self.build(tell)
         self._registry.start()
 
     def release(self) -> None:
@@ -325,6 +331,7 @@ class ContainerMachines:
             if not self.strays():
                 self._registry.remove()
                 self._image.remove()
+                self._mark.unlink(missing_ok=True)
         finally:
             os.close(lock)
         containers = [f"container {found['Names'][0].lstrip('/')}" for found in self._engine.containers()]

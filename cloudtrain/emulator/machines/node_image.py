@@ -132,7 +132,7 @@ class NodeImage:
             for event in self._engine.api.load_image(file):
                 if "error" in event:
                     self._file.unlink()
-                    raise MachineError(f"The node image in {self._file} is damaged: {event['error']}; it is built anew.")
+                    raise MachineError(f"The node image's file was damaged, and is removed: {event['error']}")
 
     def remove(self) -> None:
         """From the engine, with what was made for it. The file stays, for the next rehearsal."""

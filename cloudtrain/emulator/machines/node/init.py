@@ -16,7 +16,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -113,10 +112,11 @@ class Node:
                 _reply(channel, {"ok": False, "error": f"the VM rebooted while {key} was being ended"})
         self.cancelling.clear()
         # the socket lay in /run, which is made anew
-        for key in list(self.selector.get_map().values()):
-            if isinstance(key.fileobj, socket.socket) and key.fileobj.family == socket.AF_UNIX:
-                self.selector.unregister(key.fileobj)
-                key.fileobj.close()
+        for registered in list(self.selector.get_map().values()):
+            listening = registered.fileobj
+            if isinstance(listening, socket.socket) and listening.family == socket.AF_UNIX:
+                self.selector.unregister(listening)
+                listening.close()
 
     def _start_service(self, name: str) -> None:
         process = services.start(name, services.commands(self.config)[name])
