@@ -99,7 +99,9 @@ class World:
     images: Mapping[str, Sequence[str]] = field(default_factory=dict)
     readable: Sequence[Path] = ()
 
-    def machines(self) -> ProcessMachines:
+    python = sys.executable  # what a VM of this world has
+
+    def machines(self) -> Any:
         return ProcessMachines(
             self.root,
             clock=SystemClock(),
@@ -107,6 +109,34 @@ class World:
             readable=self.readable,
             without_namespaces=self.without_namespaces,
         )
+
+    def imds_url(self, machines: Any) -> str:
+        return output(machines, 'printf %s "$CLOUDTRAIN_IMDS"')
+
+    def ask_imds(
+        self, machines: Any, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Any]:
+        return imds(self.imds_url(machines), path, body, headers)
+
+    def lose_host(self) -> None:
+        """Without a word to the machine."""
+        os.kill(supervisor(self), signal.SIGKILL)
+
+    def starter(self) -> "subprocess.Popen[bytes]":
+        return starter(self)
+
+    def left(self) -> list[Any]:
+        """What of a VM that is off still runs."""
+        return supervisors(self)
+
+    def strays(self) -> list[str]:
+        """What they are while the VM exists and is off."""
+        return []
+
+    def traces(self) -> list[Any]:
+        """What is left after an erase."""
+        mounted = str(self.root) in Path("/proc/self/mountinfo").read_text()
+        return [*self.root.iterdir(), *supervisors(self), *(["mounts"] if mounted else [])]
 
 
 def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -120,7 +150,7 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
     raise AssertionError("it did not come about in time")
 
 
-def finish(machines: ProcessMachines, key: str) -> ScriptResult:
+def finish(machines: Any, key: str) -> ScriptResult:
     def ended() -> ScriptResult | None:
         result = machines.script(VM, key)
         return None if result.state in (ScriptState.PENDING, ScriptState.RUNNING) else result
@@ -129,11 +159,11 @@ def finish(machines: ProcessMachines, key: str) -> ScriptResult:
     return result
 
 
-def run(machines: ProcessMachines, text: str, flavour: Any = "managed", **more: Any) -> ScriptResult:
+def run(machines: Any, text: str, flavour: Any = "managed", **more: Any) -> ScriptResult:
     return finish(machines, machines.start_script(VM, Script(flavour, "test", text, **more)))
 
 
-def output(machines: ProcessMachines, text: str) -> str:
+def output(machines: Any, text: str) -> str:
     result = run(machines, text)
     assert result.state is ScriptState.SUCCEEDED, result
     return result.stdout.decode()
@@ -204,7 +234,7 @@ def power_goes_on_and_off(world: World) -> None:
     machines.power_off(VM)
     assert machines.power(VM).cause is OffCause.POWERED_OFF
     assert not machines.agent_ready(VM)
-    assert supervisors(world) == []
+    assert world.left() == []
     orders: list[Callable[[], object]] = [
         lambda: machines.start_script(VM, Script("action", "x", "true")),
         lambda: machines.evict(VM, 1),
@@ -259,7 +289,7 @@ def scripts_run_as_azures_agent_runs_them(world: World) -> None:
     assert result.started is not None and result.ended is not None and result.started <= result.ended
     action = run(machines, "pwd\r\ntrue\r\n", "action")
     assert action.stdout.decode() == f"{root}/var/lib/waagent/run-command/download/0\n"
-    shebang = f"#!{sys.executable}\nimport sys\nprint(sys.version_info[0], sys.argv[1])"
+    shebang = f"#!{world.python}\nimport sys\nprint(sys.version_info[0], sys.argv[1])"
     assert run(machines, shebang, arguments=["x"]).stdout == b"3 x\n"
     shell = 'echo "bash=${BASH_VERSION:+yes}"'
     assert run(machines, shell).stdout == b"bash=yes\n"
@@ -333,18 +363,18 @@ def no_process_survives_a_cut(world: World) -> None:
     cuts: list[Callable[[], None]] = [
         lambda: machines.evict(VM, 0),
         lambda: machines.power_off(VM),
-        lambda: os.kill(supervisor(world), signal.SIGKILL),
+        world.lose_host,
     ]
     for number, cut in enumerate(cuts):
         machines.boot(SPEC)
         marker = f"hostile-{os.getpid()}-{number}"
-        run(machines, f"#!{sys.executable}\nimport sys; sys.argv = ['x', '{marker}']\n{HOSTILE}")
+        run(machines, f"#!{world.python}\nimport sys; sys.argv = ['x', '{marker}']\n{HOSTILE}")
         until(lambda marker=marker: len(processes_with(marker)) >= 3)
         cut()
         until(lambda: not machines.power(VM).on)
         assert processes_with(marker) == []
     assert machines.power(VM).cause is OffCause.SUPERVISOR_DIED
-    assert machines.strays() == []
+    assert machines.strays() == world.strays()
     machines.boot(SPEC)
     assert machines.power(VM).on
 
@@ -356,7 +386,7 @@ def a_hung_supervisor_does_not_keep_its_vm_on(world: World) -> None:
     machines.impatience = 0.5
     machines.power_off(VM)
     assert not machines.power(VM).on
-    assert supervisors(world) == []
+    assert world.left() == []
 
 
 def a_host_that_rebooted_is_noticed(world: World) -> None:
@@ -374,15 +404,14 @@ def a_host_that_rebooted_is_noticed(world: World) -> None:
 def an_eviction_gives_notice_and_then_cuts(world: World) -> None:
     machines = world.machines()
     machines.boot(SPEC)
-    url = output(machines, 'printf %s "$CLOUDTRAIN_IMDS"')
-    status, idle = imds(url, EVENTS)
+    status, idle = world.ask_imds(machines, EVENTS)
     assert (status, idle["Events"]) == (200, [])
-    assert imds(url, EVENTS, headers={})[0] == 400
-    assert imds(url, "/metadata/scheduledevents")[0] == 400
+    assert world.ask_imds(machines, EVENTS, headers={})[0] == 400
+    assert world.ask_imds(machines, "/metadata/scheduledevents")[0] == 400
     begun = time.time()
     machines.evict(VM, 1.0)
     assert machines.power(VM).on
-    _, document = imds(url, EVENTS)
+    _, document = world.ask_imds(machines, EVENTS)
     assert document["DocumentIncarnation"] > idle["DocumentIncarnation"]
     [event] = document["Events"]
     assert (event["EventType"], event["EventStatus"], event["EventSource"]) == (
@@ -396,22 +425,21 @@ def an_eviction_gives_notice_and_then_cuts(world: World) -> None:
     assert time.time() - begun >= 1.0
     assert machines.power(VM).cause is OffCause.EVICTED
     machines.boot(SPEC)
-    again = output(machines, 'printf %s "$CLOUDTRAIN_IMDS"')
-    assert imds(again, EVENTS)[1]["Events"] == []
+    assert world.ask_imds(machines, EVENTS)[1]["Events"] == []
 
 
 def an_acknowledgement_brings_the_eviction_forward(world: World) -> None:
     machines = world.machines()
     machines.boot(SPEC)
-    url = output(machines, 'printf %s "$CLOUDTRAIN_IMDS"')
+    url = world.imds_url(machines)
     machines.reboot(VM)
-    assert output(machines, 'printf %s "$CLOUDTRAIN_IMDS"') == url
+    assert world.imds_url(machines) == url
     machines.evict(VM, 60.0)
-    [event] = imds(url, EVENTS)[1]["Events"]
-    assert imds(url, EVENTS, {"StartRequests": [{"EventId": "not there"}]})[0] == 400
-    assert imds(url, EVENTS, ["nonsense"])[0] == 400
+    [event] = world.ask_imds(machines, EVENTS)[1]["Events"]
+    assert world.ask_imds(machines, EVENTS, {"StartRequests": [{"EventId": "not there"}]})[0] == 400
+    assert world.ask_imds(machines, EVENTS, ["nonsense"])[0] == 400
     assert machines.power(VM).on
-    assert imds(url, EVENTS, {"StartRequests": [{"EventId": event["EventId"]}]}) == (200, None)
+    assert world.ask_imds(machines, EVENTS, {"StartRequests": [{"EventId": event["EventId"]}]}) == (200, None)
     until(lambda: not machines.power(VM).on, 5)
     assert machines.power(VM).cause is OffCause.EVICTED
 
@@ -419,21 +447,21 @@ def an_acknowledgement_brings_the_eviction_forward(world: World) -> None:
 def the_instance_document_describes_the_vm(world: World) -> None:
     machines = world.machines()
     machines.boot(SPEC)
-    url = output(machines, 'printf %s "$AZURE_POD_IDENTITY_AUTHORITY_HOST"')
-    _, document = imds(url, "/metadata/instance?api-version=2021-02-01")
+    _, document = world.ask_imds(machines, "/metadata/instance?api-version=2021-02-01")
     compute = document["compute"]
     assert (compute["name"], compute["vmId"], compute["priority"]) == ("run-g1", VM, "Spot")
     assert compute["userData"] == "aGVsbG8="
     assert {"name": "generation", "value": "1"} in compute["tagsList"]
     assert document["network"]["interface"][0]["ipv4"]["ipAddress"][0]["privateIpAddress"] == "10.0.0.4"
     from_inside = (
-        f"#!{sys.executable}\nimport os, urllib.request as u\n"
+        f"#!{world.python}\nimport os, urllib.request as u\n"
         "path = '/metadata/instance/compute/location?api-version=2021-02-01&format=text'\n"
-        "request = u.Request(os.environ['CLOUDTRAIN_IMDS'] + path, headers={'Metadata': 'true'})\n"
+        "url = os.environ.get('CLOUDTRAIN_IMDS', 'http://169.254.169.254') + path\n"
+        "request = u.Request(url, headers={'Metadata': 'true'})\n"
         "print(u.urlopen(request).read().decode())"
     )
     assert output(machines, from_inside) == "eastus\n"
-    assert imds(url, "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=x")[0] == 400
+    assert world.ask_imds(machines, "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=x")[0] == 400
 
 
 def cron_runs_reboot_lines_at_each_boot(world: World) -> None:
@@ -459,7 +487,7 @@ def cron_runs_reboot_lines_at_each_boot(world: World) -> None:
     assert environment["GREETING"] == "hello there"
     assert (environment["SHELL"], environment["LOGNAME"]) == ("/bin/sh", "root")
     assert environment["PATH"].endswith("/usr/bin:/bin")
-    assert environment["CLOUDTRAIN_IMDS"].startswith("http://127.0.0.1:")
+    assert environment.get("CLOUDTRAIN_IMDS", "http://169.254.169.254") == world.imds_url(machines)
     until(lambda: (home / "input").exists() and (home / "input").read_text() == "first\nsecond\n")
     (home / "which").unlink()
     machines.power_off(VM)
@@ -605,7 +633,7 @@ def the_guest_can_reboot_and_switch_itself_off(world: World) -> None:
 
 
 def several_that_boot_at_once_make_one_vm(world: World) -> None:
-    starters = [starter(world) for _ in range(3)]
+    starters = [world.starter() for _ in range(3)]
     assert [process.wait(60) for process in starters] == [0] * 3
     for process in starters:
         assert process.stdout is not None
@@ -613,13 +641,13 @@ def several_that_boot_at_once_make_one_vm(world: World) -> None:
     machines = world.machines()
     assert (machines.power(VM).on, machines.power(VM).boot) == (True, 1)
     machines.power_off(VM)
-    assert supervisors(world) == []
+    assert world.left() == []
 
 
 def a_starter_killed_at_any_moment_leaves_the_truth(world: World) -> None:
     machines = world.machines()
     for milliseconds in (0, 25, 60, 110):
-        process = starter(world)
+        process = world.starter()
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(milliseconds / 1000)  # the moment is what varies here
@@ -629,7 +657,7 @@ def a_starter_killed_at_any_moment_leaves_the_truth(world: World) -> None:
         machines.boot(SPEC)
         assert machines.power(VM).on and machines.agent_ready(VM)
         machines.power_off(VM)
-        until(lambda: supervisors(world) == [])
+        until(lambda: world.left() == [])
 
 
 def nothing_is_left_after_erase(world: World) -> None:
@@ -642,9 +670,7 @@ def nothing_is_left_after_erase(world: World) -> None:
     )
     machines.erase(VM)
     machines.erase(VM)
-    assert list(world.root.iterdir()) == []
-    assert supervisors(world) == []
-    assert str(world.root) not in Path("/proc/self/mountinfo").read_text()
+    assert world.traces() == []
     assert machines.power(VM).cause is OffCause.NEVER_STARTED
     assert machines.strays() == []
 
