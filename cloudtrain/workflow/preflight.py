@@ -39,6 +39,9 @@ def trainer_image(ctx: Context, spec: RunSpec) -> Check:
     try:
         specs.check_image_named(spec)
         check_image(ctx.session, spec.image)
+        repository = ctx.session.defaults.repository
+        if repository and spec.image.startswith(f"{repository}:"):
+            return passed(name, f"{spec.image}: built here, for the rehearsal's own registry")
         pulled = ctx.session.capabilities.published_images
         seen = image.look(spec.image, built=bool(spec.built_from)) if pulled else None
     except CloudtrainError as error:

@@ -1,0 +1,193 @@
+"""Machines of kind `container`, through their public face, on a real Docker engine: the same scenarios as processes."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cloudtrain
+from cloudtrain.clock import SystemClock
+from cloudtrain.emulator.machines.container import ContainerMachines, container_machines
+from tests.docker_parts import base_image, engine  # noqa: F401  # fixtures
+
+from .test_process_machine import scenarios
+
+pytestmark = [pytest.mark.docker, pytest.mark.skipif(os.getuid() != 0, reason="looks at a volume from the host")]
+
+VM, SPEC = scenarios.VM, scenarios.SPEC
+NODE = f"cloudtrain-{VM}"
+# Images of the scenarios in the engine of a VM, from the registry that the rehearsal starts.
+FETCH = """
+until docker info >/dev/null 2>&1; do sleep 0.1; done
+docker image inspect {name} >/dev/null 2>&1 && exit
+docker pull -q {source} >/dev/null && docker tag {source} {name}
+"""
+
+
+class Fetching(ContainerMachines):
+    """A VM that has the images of the scenario once it is up."""
+
+    images: Mapping[str, str] = {}
+
+    def boot(self, spec: Any) -> None:
+        super().boot(spec)
+        for name, source in self.images.items():
+            scenarios.output(self, FETCH.format(name=name, source=source))
+
+
+class ContainerWorld(scenarios.World):
+    """Where a scenario takes place: an emulator's directory, and the engine."""
+
+    python = "/usr/bin/python3"
+
+    def __init__(self, root: Path, base: str, client: Any, images: Mapping[str, Any] | None = None) -> None:
+        super().__init__(root, images=images or {})
+        self.base, self.client = base, client
+
+    def machines(self) -> Any:
+        made = container_machines(self.root, clock=SystemClock(), node_base=self.base)
+        made.__class__ = Fetching
+        made.images = self.images
+        return made
+
+    def imds_url(self, machines: Any) -> str:
+        return "http://169.254.169.254"
+
+    def ask_imds(self, machines: Any, path: str, body: Any = None, headers: Any = None) -> tuple[int, Any]:
+        """From inside: nowhere else is that address the VM's."""
+        words = ["curl", "-sS", "-w", "\n%{http_code}", self.imds_url(machines) + path]
+        for name, value in ({"Metadata": "true"} if headers is None else headers).items():
+            words += ["-H", f"{name}: {value}"]
+        if body is not None:
+            words += ["-d", json.dumps(body)]
+        said = self.client.containers.get(NODE).exec_run(words).output.decode()
+        content, _, status = said.rpartition("\n")
+        return int(status), (json.loads(content) if content and status == "200" else content or None)
+
+    def lose_host(self) -> None:
+        self.client.containers.get(NODE).kill()
+
+    def starter(self) -> "subprocess.Popen[bytes]":
+        code = (
+            "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path\n"
+            "from cloudtrain.clock import SystemClock\n"
+            "from cloudtrain.emulator.machines.container import container_machines\n"
+            "import machine_scenarios as s\n"
+            "m = container_machines(Path(sys.argv[3]), clock=SystemClock(), node_base=sys.argv[4])\n"
+            "print(flush=True); m.boot(s.SPEC)"
+        )
+        places = [str(Path(__file__).parent), str(Path(cloudtrain.__file__).parents[1]), str(self.root)]
+        return subprocess.Popen([sys.executable, "-c", code, *places, self.base], stdout=subprocess.PIPE)
+
+    def left(self) -> list[Any]:
+        return self.client.containers.list(filters={"name": NODE})
+
+    def strays(self) -> list[str]:
+        return [VM]
+
+    def traces(self) -> list[Any]:
+        """Of the VM; what all VMs share goes by a sweep."""
+        machines = self.machines()
+        return [
+            *self.client.containers.list(all=True, filters={"name": NODE}),
+            *self.client.volumes.list(filters={"name": NODE}),
+            *self.root.glob(f"nodes/*{VM}*"),
+            *machines.strays(),
+        ]
+
+
+@pytest.fixture(scope="module")
+def shared(engine: Any, base_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerWorld]:  # noqa: F811
+    """The node image and the registry, with the image of a trainer; swept away at the end."""
+    world = ContainerWorld(tmp_path_factory.mktemp("container") / "emulator", base_image, engine)
+    world.root.mkdir()
+    machines = world.machines()
+    machines.prepare(lambda text: None)
+    source = machines.repository("trainer")
+    dockerfile = f'FROM {base_image}\nCOPY trainer.py /\nENTRYPOINT ["python3", "-u", "/trainer.py"]\n'
+    engine.images.build(fileobj=_context(dockerfile, scenarios.TRAINER), custom_context=True, tag=source, rm=True)
+    engine.images.push(source)
+    world.images = {"cloudtrain-trainer": source, "miltonius/cloud_trainingv2": source}
+    yield world
+    machines.erase(VM)
+    assert machines.sweep() == []
+    assert not [image for image in engine.images.list() if any(source in tag for tag in image.tags)]
+
+
+def _context(dockerfile: str, program: str) -> io.BytesIO:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, text in (("Dockerfile", dockerfile), ("trainer.py", program)):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text.encode())
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    buffer.seek(0)
+    return buffer
+
+
+@pytest.fixture
+def world(shared: ContainerWorld, request: pytest.FixtureRequest) -> Iterator[ContainerWorld]:
+    needed = shared.images if "docker" in request.node.name or "tutorial" in request.node.name else {}
+    yield ContainerWorld(shared.root, shared.base, shared.client, needed)
+    shared.machines().erase(VM)
+
+
+SCENARIOS = {
+    **scenarios.CORE,
+    **{
+        name: scenarios.MORE[name]
+        for name in (
+            "what_is_on_the_disk_survives",
+            "an_eviction_gives_notice_and_then_cuts",
+            "the_instance_document_describes_the_vm",
+            "a_starter_killed_at_any_moment_leaves_the_truth",
+        )
+    },
+    "the_tutorials_scripts_work_byte_for_byte": scenarios.the_tutorials_scripts_work_byte_for_byte,
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_node_is_a_vm(name: str, world: ContainerWorld) -> None:
+    SCENARIOS[name](world)
+
+
+def test_a_node_whose_process_1_hangs_is_cut_all_the_same(world: ContainerWorld) -> None:
+    machines = world.machines()
+    machines.boot(SPEC)
+    os.kill(int(world.client.containers.get(NODE).attrs["State"]["Pid"]), 19)  # SIGSTOP
+    begun = time.monotonic()
+    machines.power_off(VM)
+    assert time.monotonic() - begun < 10
+    assert not machines.power(VM).on and world.left() == []
+
+
+def test_somebody_who_removes_the_container_loses_no_disk(world: ContainerWorld) -> None:
+    machines = world.machines()
+    machines.boot(SPEC)
+    scenarios.output(machines, "echo kept > /root/file; echo mine > /usr/local/bin/mine")
+    world.client.containers.get(NODE).remove(force=True, v=True)
+    assert not machines.power(VM).on
+    machines.boot(SPEC)
+    assert machines.power(VM).boot == 2
+    assert scenarios.output(machines, "cat /root/file /usr/local/bin/mine") == "kept\nmine\n"
+
+
+def test_the_disk_is_a_volume_and_the_engine_inside_is_the_vms_own(world: ContainerWorld) -> None:
+    machines = world.machines()
+    machines.boot(SPEC)
+    [mount] = world.client.containers.get(NODE).attrs["Mounts"]
+    assert (mount["Type"], mount["Name"]) == ("volume", NODE)
+    scenarios.output(machines, "until docker info >/dev/null 2>&1; do sleep 0.1; done")
+    assert scenarios.output(machines, "docker info -f '{{.Driver}} {{.Name}}'") == "overlay2 run-g1\n"
+    assert scenarios.output(machines, "docker ps -aq") == ""
+    tools = scenarios.output(machines, "for p in bash cron curl docker flock python3 sshd sudo; do command -v $p; done")
+    assert len(tools.split()) == 8
