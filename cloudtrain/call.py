@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -252,10 +253,9 @@ def _split(arguments: list[str]) -> tuple[list[str], tuple[str, ...] | None]:
 
 def _with_ssh_spelt_out(arguments: list[str]) -> list[str]:
     """`--ssh` may stand alone, which typer knows of no option: what follows is its value only if it can be one."""
-    following = [*arguments[1:], ""]
     return [
         "--ssh=caller" if argument == "--ssh" and not _CAN_BE_NETWORK.fullmatch(after) else argument
-        for argument, after in zip(arguments, following, strict=True)
+        for argument, after in pairwise([*arguments, ""])
     ]
 
 

@@ -96,6 +96,11 @@ WRONG_LINES = {
     "negative notice": (["simulate-eviction", "x", "--notice", "-1"], ["--notice", "-1"]),
     "endless notice": (["simulate-eviction", "x", "--notice", "inf"], ["--notice", "inf"]),
     "arguments where no trainer starts": (["status", "x", "--", "--epochs"], ["--", "only up"]),
+    "ssh for everybody": (["up", "--ssh", "0.0.0.0/0"], ["--ssh", "everybody"]),
+    "ssh for a tenth of everybody": (["up", "--ssh", "10.0.0.0/4"], ["--ssh", "far too many"]),
+    "ssh over IPv6": (["up", "--ssh", "2001:db8::/64"], ["--ssh", "IPv4"]),
+    "ssh for a star": (["up", "--ssh", "*"], ["--ssh", "203.0.113.0/24"]),
+    "unknown machine": (["up", "--machine", "horse"], ["--machine", "process", "container"]),
     "verb of nobody": (["emulator", "serv"], ["serv"]),
     "reset unasked": (["emulator", "reset"], ["--yes"]),
 }
@@ -115,6 +120,20 @@ def test_a_wrong_command_line_is_refused_in_words_and_in_json(
         assert part in in_words.err
     assert told.error["hint"]
     assert cloudtrain.made() == []
+
+
+@pytest.mark.parametrize("line", [["horses", "--ssh"], ["--ssh", "horses"], ["horses", "--ssh", "198.51.100.7"]])
+def test_ssh_is_refused_where_no_server_is(quick: Any, line: list[str]) -> None:
+    told = quick("up", *line, "--json")
+    assert (told.code, told.error["code"]) == (2, "InvalidSpec")
+    assert "no SSH server" in told.error["message"]
+    assert "up horses --machine container --ssh" in told.error["hint"]
+    assert quick("list", "--json").envelope["data"]["runs"] == []
+
+
+def test_machines_are_a_rehearsals_own(quick: Any) -> None:
+    told = quick("up", "horses", "--cloud", "azure", "--machine", "container", "--json")
+    assert (told.code, told.error["code"]) == (2, "Usage")
 
 
 NAMES = ["", "-", "Horses", "9lives", "a-", "a_b", "a b", "ä", "a" * 41, "../etc", "a/b", "run-g2", "a\nb", "a.b"]

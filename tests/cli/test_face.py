@@ -13,7 +13,7 @@ import pytest
 from .conftest import REPOSITORY, CommandLine
 
 HEAVY = {"azure", "docker", "tensorflow", "requests", "werkzeug", "rich", "msgspec", "platformdirs", "cryptography"}
-VERBS = ["up", "doctor", "status", "logs", "stop", "restart", "simulate-eviction", "down", "list", "emulator"]
+VERBS = ["up", "doctor", "status", "logs", "ssh", "stop", "restart", "simulate-eviction", "down", "list", "emulator"]
 ENVELOPE = ["cloudtrain_result", "command", "run", "ok", "data", "errors"]
 
 
@@ -35,7 +35,7 @@ def test_ctrl_c_before_the_first_verb_is_known_is_quiet(cloudtrain: CommandLine,
 
 def test_completion_offers_the_verbs(cloudtrain: CommandLine) -> None:
     told = cloudtrain(_CLOUDTRAIN_COMPLETE="complete_bash", COMP_WORDS="cloudtrain s", COMP_CWORD="1")
-    assert set(told.out.split()) == {"status", "stop", "simulate-eviction"}
+    assert set(told.out.split()) == {"status", "ssh", "stop", "simulate-eviction"}
 
 
 def test_the_version_is_the_packages(cloudtrain: CommandLine) -> None:

@@ -62,7 +62,12 @@ class MemoryMachines:
             vm = state["vms"].setdefault(spec.vm_id, {"on": False, "boot": 0, "scripts": {}, "spec": {}})
             if not vm["on"]:
                 vm.update(on=True, boot=vm["boot"] + 1, cause=None, temporary_disk="kept" if same_host else "new")
-                vm["spec"] = {"name": spec.name, "user_data": spec.user_data, "size": spec.size}
+                vm["spec"] = {
+                    "name": spec.name,
+                    "user_data": spec.user_data,
+                    "size": spec.size,
+                    "ssh_open": spec.ssh_open,
+                }
                 state["log"].append(["boot", spec.vm_id])
 
     def temporary_disk(self, vm_id: str) -> str:

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from azure.core.exceptions import HttpResponseError
 
+from cloudtrain.emulator.firewall import CALLER
+
 from .conftest import Cloud
 
 NET = "/resourceGroups/g/providers/Microsoft.Network"
@@ -103,6 +105,55 @@ def test_a_security_group_lists_azures_six_rules_beside_its_own(cloud: Cloud) ->
             "g", "n", "two", {"properties": rule["properties"]}
         ).result()
     assert caught.value.error.code == "SecurityRuleConflict"
+
+
+def _let_in(cloud: Cloud, *rules: tuple[str, str, int], port: str = "22") -> str:
+    """The security group `n` with these rules: (source, access, priority)."""
+    made = [
+        {
+            "name": f"rule{priority}",
+            "properties": {
+                "protocol": "Tcp",
+                "sourcePortRange": "*",
+                "destinationPortRange": port,
+                "sourceAddressPrefix": source,
+                "destinationAddressPrefix": "*",
+                "access": access,
+                "priority": priority,
+                "direction": "Inbound",
+            },
+        }
+        for source, access, priority in rules
+    ]
+    body = {"location": "eastus", "properties": {"securityRules": made}}
+    return str(cloud.network.network_security_groups.begin_create_or_update("g", "n", body).result().id)
+
+
+def test_machines_are_told_who_may_log_in_at_boot_and_when_the_rules_change(cloud: Cloud) -> None:
+    cloud.group()
+    caller = f"{CALLER}/32"
+    body = cloud.vm_body(cloud.net())
+    [interface] = body["properties"]["networkProfile"]["networkInterfaceConfigurations"]
+    interface["properties"]["networkSecurityGroup"] = {"id": _let_in(cloud, (caller, "Allow", 1000))}
+    vm = cloud.compute.virtual_machines.begin_create_or_update("g", "vm", body).result()
+    assert cloud.machines.spec(vm.vm_id)["ssh_open"] is True
+    changes = [
+        ([], "22", False),
+        ([("*", "Allow", 1000)], "20-30", True),
+        ([("203.0.113.0/24", "Allow", 1000)], "22", False),
+        ([(caller, "Allow", 1000)], "443", False),
+        ([(caller, "Deny", 900), ("Internet", "Allow", 1000)], "22", False),
+        ([(caller, "Deny", 1100), ("Internet", "Allow", 1000)], "*", True),
+    ]
+    for rules, port, allowed in changes:
+        _let_in(cloud, *rules, port=port)
+        assert cloud.machines.log()[-1] == [f"open_ssh {allowed}", vm.vm_id], (rules, port)
+    cloud.network.security_rules.begin_delete("g", "n", "rule1000").result()
+    assert cloud.machines.log()[-1] == ["open_ssh False", vm.vm_id]
+
+
+def test_without_a_security_group_a_standard_address_lets_nobody_in(cloud: Cloud) -> None:
+    assert cloud.machines.spec(cloud.vm().vm_id)["ssh_open"] is False
 
 
 def test_a_public_address_is_standard_and_static_and_comes_with_the_operation(cloud: Cloud) -> None:

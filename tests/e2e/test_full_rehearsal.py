@@ -1,0 +1,134 @@
+"""The journey on nodes: the built image, real crontab, real docker run, real ssh; and nothing of it left."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docker_parts import base_image, engine  # noqa: F401  # fixtures
+
+from .conftest import CommandLine
+from .test_journey import events, until_finished
+
+pytestmark = [pytest.mark.docker, pytest.mark.skipif(os.getuid() != 0, reason="a node needs capabilities of root")]
+
+# Small enough for a test, long enough to be evicted six times.
+JOB = ("--dataset", "silhouettes", "--image-size", "64", "--batch-size", "16", "--epochs", "12", "--seed", "7")
+
+
+@pytest.fixture(scope="module")
+def cloudtrain(
+    engine: Any,  # noqa: F811
+    base_image: str,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[CommandLine]:
+    """One home for all, so that image and node image are built once; at the end the engine is as it was."""
+    place = tmp_path_factory.mktemp("full")
+    (place / "project").mkdir()
+    (place / "project" / "cloudtrain.toml").write_text(
+        f'machine = "container"\nbuild_args = {{ BASE_IMAGE = "{base_image}" }}\n'
+    )
+    line = CommandLine(home=place / "home", directory=place / "project")
+    before = holdings(engine)
+    assert line("emulator", "node", "--base", base_image).code == 0
+    yield line
+    line("emulator", "reset", "--yes")
+    left = {kind: holdings(engine)[kind] - before[kind] for kind in before}
+    assert left == {kind: set() for kind in before}
+    assert line.processes() == []
+
+
+def holdings(client: Any) -> dict[str, set[str]]:
+    """Everything that an engine holds. Layers that builds leave unnamed for their cache are images, too."""
+    return {
+        "containers": {one.id for one in client.containers.list(all=True)},
+        "volumes": {one.id for one in client.volumes.list()},
+        "networks": {one.id for one in client.networks.list()},
+        "images": {one.id for one in client.images.list(all=True)},
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cloudtrain: CommandLine) -> Iterator[str]:
+    """The digest of the weights of a run left alone, in a container of the same image. The run stays until the end:
+    what all runs share outlives the others."""
+    made = cloudtrain("up", "alone", "--json", "--", *JOB, timeout=600).data
+    assert made["image_built"] and made["image_pushed"]
+    yield until_finished(cloudtrain, "alone")["training"]["digest"]
+
+
+def test_six_evictions_of_a_node_leave_the_same_weights(
+    cloudtrain: CommandLine,
+    undisturbed: str,
+    engine: Any,  # noqa: F811
+) -> None:
+    up = cloudtrain("up", "horses", "--json", "--", *JOB).data
+    assert up["seen"] == "progress" and not up["image_built"] and not up["image_pushed"]
+    for _ in range(3):
+        warned = cloudtrain("simulate-eviction", "horses", "--notice", "20", "--json").data
+        assert warned["steps_lost"] == 0 and warned["saved_step"] == warned["resumed_step"], warned
+        assert "process gone" in " ".join(events(warned))
+    for _ in range(3):
+        cut = cloudtrain("simulate-eviction", "horses", "--notice", "0", "--json").data
+        assert isinstance(cut["steps_lost"], int) and cut["steps_lost"] >= 0, cut
+    status = until_finished(cloudtrain, "horses")
+    assert status["training"]["resumes"] == 6
+    assert status["training"]["digest"] == undisturbed
+    assert cloudtrain("down", "horses", "--json").data["left"] == []
+    assert cloudtrain("status", "alone", "--json").data["state"] == "finished"
+    node = next(one for one in engine.containers.list() if one.labels.get("cloudtrain.vm"))
+    assert cloudtrain("down", "alone", "--json").data["left"] == []
+    ours = {"label": f"cloudtrain.emulator={node.labels['cloudtrain.emulator']}"}
+    assert engine.containers.list(all=True, filters=ours) == [] and engine.volumes.list(filters=ours) == []
+    assert not [tag for image in engine.images.list() for tag in image.tags if up["image"] in tag]
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="there is no ssh (Debian: openssh-client)")
+def test_ssh_gets_in_only_where_the_security_group_says_so(cloudtrain: CommandLine) -> None:
+    up = cloudtrain("up", "shell", "--json", "--", *JOB, timeout=600)
+    assert up.data["state"] == "running"
+    refused = cloudtrain("ssh", "shell", "--", "true")
+    assert refused.code == 4 and "lets nobody in at port 22" in refused.err
+    opened = cloudtrain("up", "shell", "--ssh", "--json")
+    assert opened.data["notes"] and not opened.data["created"]
+    said = cloudtrain("ssh", "shell", "--", "whoami; sudo docker container ls --format '{{.Names}}'; exit 7")
+    assert (said.code, said.out) == (7, "azureuser\ncloudtrain-trainer\n"), said
+    assert cloudtrain("ssh", "shell", "--", "printf", "%s|", "a b", "$HOME").out == "a b|$HOME|"
+    login = cloudtrain("ssh", "shell", "--json").data
+    known_hosts = Path(login["known_hosts"])
+    assert known_hosts.read_text().startswith("shell-g1 ssh-ed25519 ")
+    # another key of the host than the one of the first contact is refused
+    pinned = known_hosts.read_text()
+    known_hosts.write_text(f"shell-g1 {' '.join(own_key(cloudtrain).split()[:2])}\n")
+    assert cloudtrain("ssh", "shell", "--", "true").code == 8
+    known_hosts.write_text(pinned)
+    assert (
+        cloudtrain("simulate-eviction", "shell", "--notice", "0", "--no-restart", "--json").data["state"] == "evicted"
+    )
+    off = cloudtrain("ssh", "shell", "--", "true")
+    assert off.code == 4 and "cloudtrain restart shell" in off.err
+    assert cloudtrain("restart", "shell", "--json").data["action"] == "started"
+    assert cloudtrain("ssh", "shell", "--", "hostname").out == "shell-g1\n"  # same host key, wherever it runs now
+    closed = cloudtrain("up", "shell", "--ssh", "198.51.100.7", "--json").data
+    assert any("198.51.100.7/32" in note for note in closed["notes"])
+    assert cloudtrain("ssh", "shell", "--", "true").code == 8  # the node drops what the group does not let in
+    assert cloudtrain("down", "shell", "--json").data["left"] == []
+    assert not known_hosts.exists()
+
+
+def own_key(cloudtrain: CommandLine) -> str:
+    return (cloudtrain.home / "runs/embedded/shell/id_rsa.pub").read_text()
+
+
+def test_another_kind_of_machine_is_refused_while_vms_are_there(cloudtrain: CommandLine) -> None:
+    up = cloudtrain("up", "first", "--json", "--", *JOB, timeout=600)
+    assert up.data["state"] == "running"
+    other = cloudtrain("up", "second", "--machine", "process", "--json")
+    assert (other.code, json.loads(other.out)["errors"][0]["code"]) == (2, "OtherMachines")
+    assert cloudtrain("emulator", "status", "--json").data["kind"] == "container"
+    assert cloudtrain("emulator", "reset", "--yes", "--json").data["kind"] == "process"
+    assert cloudtrain("list", "--json").data["runs"] == []
