@@ -102,7 +102,6 @@ class _Asked:
 def _asked(records: Records, subscription: str, name: str, location: str, body: Json) -> _Asked:
     properties = section(body, "properties")
     vm_request.check_name(name)
-    _check_machine(azure, records)
     size, zones = vm_request.size(properties, location), vm_request.zones(body)
     spot = vm_request.spot_terms(records, properties, size, location)
     storage = vm_request.storage(properties, size, name)
@@ -124,6 +123,7 @@ def _create(
     azure: Azure, records: Records, request: Request, home: Resource, name: str, location: str, body: Json
 ) -> tuple[Resource, Operation]:
     properties = section(body, "properties")
+    _check_machine(azure, records)
     asked = _asked(records, request.subscription, name, location, body)
     vm_id = ids.resource_id(request.subscription, home.name, ids.VM, name)
     kept: Json = {
