@@ -341,7 +341,9 @@ def _quick_rehearsal(emulator: Any, poll_seconds: float) -> dict[str, Any]:
     """VMs that are processes run the trainer of this Python environment."""
     return {
         "defaults": Defaults(trainer_image=REHEARSAL_IMAGE, arguments=REHEARSAL_ARGUMENTS),
-        "capabilities": Capabilities(notice=True, published_images=False, ssh=False, bills=False, poll_seconds=poll_seconds),
+        "capabilities": Capabilities(
+            notice=True, published_images=False, ssh=False, bills=False, poll_seconds=poll_seconds
+        ),
         "close": emulator.close,
     }
 
@@ -365,7 +367,9 @@ def _full_rehearsal(emulator: Any, poll_seconds: float) -> dict[str, Any]:
 
     return {
         "defaults": Defaults(repository=emulator.machines.repository(REHEARSAL_IMAGE), arguments=REHEARSAL_ARGUMENTS),
-        "capabilities": Capabilities(notice=True, published_images=True, ssh=True, bills=False, poll_seconds=poll_seconds),
+        "capabilities": Capabilities(
+            notice=True, published_images=True, ssh=True, bills=False, poll_seconds=poll_seconds
+        ),
         "prepare": prepare,
         "sweep": sweep,
         "close": close,

@@ -37,8 +37,8 @@ class Fetching(ContainerMachines):
 
     images: Mapping[str, str] = {}
 
-    def boot(self, spec: Any) -> None:
-        super().boot(spec)
+    def boot(self, spec: Any, *, same_host: bool = False) -> None:
+        super().boot(spec, same_host=same_host)
         for name, source in self.images.items():
             scenarios.output(self, FETCH.format(name=name, source=source))
 

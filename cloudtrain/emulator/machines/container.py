@@ -76,31 +76,41 @@ class ContainerMachines:
 
     # --- power ----------------------------------------------------------------------------------------------
 
-    def boot(self, spec: MachineSpec) -> None:
+    def boot(self, spec: MachineSpec, *, same_host: bool = False) -> None:
         with self._locked(spec.vm_id):
-            found = self._engine.container(_name(spec.vm_id))
+            name = _name(spec.vm_id)
+            found = self._engine.container(name)
+            before = 0
             if found is None or not found["State"]["Running"]:
-                self._make(spec)
-            self._await_ready(spec)
+                config = json.dumps(self._config(spec)).encode()
+                if found is None or not same_host:  # the temporary disk lies in the container
+                    self._engine.remove_container(name)
+                    self._make(name, spec)
+                else:
+                    before = self.power(spec.vm_id).boot
+                with errors():
+                    self._engine.api.put_archive(name, str(DISK), _archive(f"{RECORDS.name}/config.json", config))
+                    self._engine.api.start(name)
+            self._await_ready(spec, before)
 
-    def _make(self, spec: MachineSpec) -> None:
-        """A node on the disk. Whatever of one is there does not run."""
-        name = _name(spec.vm_id)
-        labels = self._engine.labels(**{VM_LABEL: spec.vm_id})
-        image = self._image.ensure()
+    def _config(self, spec: MachineSpec) -> Message:
+        """What process 1 of the node has to know."""
         registry = self._registry.start()
-        config = {
+        return {
             "spec": {**asdict(spec), "ssh_public_keys": list(spec.ssh_public_keys), "tags": dict(spec.tags)},
             "ssh_open": spec.ssh_open,
             "registry": registry.inside,
             "registry_port": registry.port,
         }
+
+    def _make(self, name: str, spec: MachineSpec) -> None:
+        """The disk, if it is not there, and a node on it that does not run yet."""
+        labels = self._engine.labels(**{VM_LABEL: spec.vm_id})
+        image = self._image.ensure()
         self._mark.touch()
-        self._engine.remove_container(name)
-        api = self._engine.api
         with errors():
-            api.create_volume(name, labels=labels)
-            api.create_container(
+            self._engine.api.create_volume(name, labels=labels)
+            self._engine.api.create_container(
                 image,
                 name=name,
                 hostname=spec.computer_name,
@@ -112,10 +122,9 @@ class ContainerMachines:
                     "PortBindings": {f"{SSH_PORT}/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]},
                 },
             )
-            api.put_archive(name, str(DISK), _archive(f"{RECORDS.name}/config.json", json.dumps(config).encode()))
-            api.start(name)
 
-    def _await_ready(self, spec: MachineSpec) -> None:
+    def _await_ready(self, spec: MachineSpec, before: int) -> None:
+        """before: the number of the last boot in the same container."""
         name = _name(spec.vm_id)
         give_up = time.monotonic() + _BOOT_SECONDS
         while time.monotonic() < give_up:
@@ -124,7 +133,7 @@ class ContainerMachines:
             if found is None or not found["State"]["Running"]:
                 why = said.get("error") or (found or {}).get("State", {}).get("Error") or "its process 1 ended"
                 raise MachineError(f"VM {spec.name} did not boot: {why}")
-            if said.get("ready"):
+            if said.get("ready") and said["boot"] > before:
                 return
             self._clock.sleep(_POLL)
         raise MachineError(f"VM {spec.name} did not come up within {_BOOT_SECONDS:.0f} s: see docker logs {name}")
