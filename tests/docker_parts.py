@@ -60,6 +60,21 @@ def base_image(engine: Any) -> str:
 
 
 @pytest.fixture(scope="session")
+def node_base(engine: Any, base_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """What nodes are built on. A node image stays under another name, so that others are built from the cache."""
+    from cloudtrain.clock import SystemClock
+    from cloudtrain.emulator.machines.container import container_machines
+
+    machines = container_machines(
+        tmp_path_factory.mktemp("node") / "emulator", clock=SystemClock(), node_base=base_image
+    )
+    kept = f"cloudtrain-test/node:{os.getpid()}"
+    engine.images.get(machines.build(lambda text: None)).tag(kept)
+    yield base_image
+    engine.images.remove(kept)
+
+
+@pytest.fixture(scope="session")
 def registry(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """Where anybody may push."""
     with running_registry(tmp_path_factory.mktemp("registry")) as address:

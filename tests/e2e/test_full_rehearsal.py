@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.docker_parts import base_image, engine  # noqa: F401  # fixtures
+from tests.docker_parts import base_image, engine, node_base  # noqa: F401  # fixtures
 
 from .conftest import CommandLine
 from .test_journey import events, until_finished
@@ -23,18 +23,18 @@ JOB = ("--dataset", "silhouettes", "--image-size", "64", "--batch-size", "16", "
 @pytest.fixture(scope="module")
 def cloudtrain(
     engine: Any,  # noqa: F811
-    base_image: str,  # noqa: F811
+    node_base: str,  # noqa: F811
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[CommandLine]:
     """One home for all, so that image and node image are built once; at the end the engine is as it was."""
     place = tmp_path_factory.mktemp("full")
     (place / "project").mkdir()
     (place / "project" / "cloudtrain.toml").write_text(
-        f'machine = "container"\nbuild_args = {{ BASE_IMAGE = "{base_image}" }}\n'
+        f'machine = "container"\nbuild_args = {{ BASE_IMAGE = "{node_base}" }}\n'
     )
     line = CommandLine(home=place / "home", directory=place / "project")
     before = holdings(engine)
-    assert line("emulator", "node", "--base", base_image).code == 0
+    assert line("emulator", "node", "--base", node_base).code == 0
     yield line
     line("emulator", "reset", "--yes")
     left = {kind: holdings(engine)[kind] - before[kind] for kind in before}

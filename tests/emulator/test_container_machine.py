@@ -16,7 +16,7 @@ import pytest
 import cloudtrain
 from cloudtrain.clock import SystemClock
 from cloudtrain.emulator.machines.container import ContainerMachines, container_machines
-from tests.docker_parts import base_image, engine  # noqa: F401  # fixtures
+from tests.docker_parts import base_image, engine, node_base  # noqa: F401  # fixtures
 
 from .test_process_machine import scenarios
 
@@ -105,9 +105,9 @@ class ContainerWorld(scenarios.World):
 
 
 @pytest.fixture(scope="module")
-def shared(engine: Any, base_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerWorld]:  # noqa: F811
+def shared(engine: Any, node_base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerWorld]:  # noqa: F811
     """The node image and the registry, with the image of a trainer; swept away at the end."""
-    world = ContainerWorld(tmp_path_factory.mktemp("container") / "emulator", base_image, engine)
+    world = ContainerWorld(tmp_path_factory.mktemp("container") / "emulator", node_base, engine)
     world.root.mkdir()
     machines = world.machines()
     machines.prepare(lambda text: None)

@@ -227,6 +227,7 @@ class ContainerMachines:
             "environment": dict(script.environment),
             "run_as": script.run_as,
             "timeout": script.timeout_seconds,
+            "token": script.token,
         }
         answer = self._ask(vm_id, {"op": "start_script", "script": order}, 60.0)
         if answer is None:

@@ -249,6 +249,9 @@ class Node:
     def _start_script(self, script: dict[str, Any]) -> Message:
         if self.stop_by is not None:
             return {"ok": False, "error": "the VM is shutting down"}
+        known = read_json(_token_record(script)) if script["token"] else None
+        if known is not None:
+            return {"ok": True, "key": known["key"]}
         sequence = _next_sequence(script["flavour"], script["name"])
         key = f"{script['flavour']}.{agent.safe_name(script['name'])}.{sequence}"
         record = {
@@ -262,6 +265,8 @@ class Node:
         }
         _record_of(key).parent.mkdir(exist_ok=True)
         write_json(_record_of(key), record)
+        if script["token"]:
+            write_json(_token_record(script), {"key": key})
         try:
             running = agent.start({**script, "key": key, "sequence": sequence}, _SURROUNDINGS)
         except (CannotRun, OSError) as error:
@@ -323,6 +328,10 @@ _SURROUNDINGS = Surroundings(prefix=Path("/"), programs="", environment={}, can_
 
 def _record_of(key: str) -> Path:
     return RECORDS_INSIDE / "scripts" / f"{key}.json"
+
+
+def _token_record(script: dict[str, Any]) -> Path:
+    return _record_of(f"token.{agent.safe_name(script['token'])}")
 
 
 def _next_sequence(flavour: str, name: str) -> int:
