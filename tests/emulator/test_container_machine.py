@@ -8,6 +8,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,19 @@ class Fetching(ContainerMachines):
             scenarios.output(self, FETCH.format(name=name, source=source))
 
 
-class ContainerWorld(scenarios.World):
+@dataclass
+class ContainerWorld(scenarios.World):  # type: ignore[misc, name-defined]
     """Where a scenario takes place: an emulator's directory, and the engine."""
 
+    base: str = ""
+    client: Any = None
+    source: str = ""  # where the nodes get the trainer's image, which stands for every image of a scenario
     python = "/usr/bin/python3"
-
-    def __init__(self, root: Path, base: str, client: Any, images: Mapping[str, Any] | None = None) -> None:
-        super().__init__(root, images=images or {})
-        self.base, self.client = base, client
 
     def machines(self) -> Any:
         made = container_machines(self.root, clock=SystemClock(), node_base=self.base)
         made.__class__ = Fetching
-        made.images = self.images
+        made.images = dict.fromkeys(("cloudtrain-trainer", *self.images), self.source) if self.source else {}
         return made
 
     def imds_url(self, machines: Any) -> str:
@@ -107,16 +108,15 @@ class ContainerWorld(scenarios.World):
 @pytest.fixture(scope="module")
 def shared(engine: Any, node_base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerWorld]:  # noqa: F811
     """The node image and the registry, with the image of a trainer; swept away at the end."""
-    world = ContainerWorld(tmp_path_factory.mktemp("container") / "emulator", node_base, engine)
+    world = ContainerWorld(tmp_path_factory.mktemp("container") / "emulator", base=node_base, client=engine)
     world.root.mkdir()
     machines = world.machines()
     machines.prepare(lambda text: None)
     source = machines.repository("trainer")
-    dockerfile = f'FROM {base_image}\nCOPY trainer.py /\nENTRYPOINT ["python3", "-u", "/trainer.py"]\n'
+    dockerfile = f'FROM {node_base}\nCOPY trainer.py /\nWORKDIR /app\nENTRYPOINT ["python3", "-u", "/trainer.py"]\n'
     engine.images.build(fileobj=_context(dockerfile, scenarios.TRAINER), custom_context=True, tag=source, rm=True)
     engine.images.push(source)
-    world.images = {"cloudtrain-trainer": source, "miltonius/cloud_trainingv2": source}
-    yield world
+    yield replace(world, source=source)
     machines.erase(VM)
     assert machines.sweep() == []
     assert not [image for image in engine.images.list() if any(source in tag for tag in image.tags)]
@@ -135,8 +135,8 @@ def _context(dockerfile: str, program: str) -> io.BytesIO:
 
 @pytest.fixture
 def world(shared: ContainerWorld, request: pytest.FixtureRequest) -> Iterator[ContainerWorld]:
-    needed = shared.images if "docker" in request.node.name or "tutorial" in request.node.name else {}
-    yield ContainerWorld(shared.root, shared.base, shared.client, needed)
+    with_images = any(word in request.node.name for word in ("docker_", "tutorial", "erase"))
+    yield shared if with_images else replace(shared, source="")
     shared.machines().erase(VM)
 
 
