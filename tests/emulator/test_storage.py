@@ -16,6 +16,7 @@ from azure.core.exceptions import HttpResponseError, ResourceNotFoundError, Serv
 from azure.storage.blob import generate_container_sas
 
 from cloudtrain.clock import SystemClock
+from cloudtrain.emulator.store import StoreError
 
 from .blob_services import CONTRIBUTOR, Service, embedded
 from .conftest import Cloud, open_cloud
@@ -299,6 +300,7 @@ UPLOADER = """
 import sys
 from pathlib import Path
 from cloudtrain.clock import SystemClock
+from cloudtrain.emulator.store import StoreError
 from tests.emulator.conftest import open_cloud
 
 cloud = open_cloud(Path(sys.argv[1]), clock=SystemClock())
@@ -412,3 +414,14 @@ def test_two_at_once_lose_nothing(tmp_path: Path) -> None:
         assert [line for line in text if line.startswith(f"{number} ")] == [f"{number} {n}" for n in range(15)]
     for cloud in clouds:
         cloud.azure.close()
+
+
+def test_a_damaged_index_is_named(cloud: Cloud, service: Service) -> None:
+    service.keyed().create_container("runs")
+    cloud.azure.close()
+    (index,) = (cloud.azure.root / "blobs").glob("*/index.db")
+    index.write_bytes(b"not a database" * 1000)
+    again = open_cloud(cloud.azure.root)
+    with pytest.raises(StoreError, match=r"index\.db cannot be used"):
+        again.blobs(credential=service.key).get_container_client("runs").exists()
+    again.azure.close()
