@@ -16,6 +16,7 @@ from cloudtrain.emulator import (
     deployments,
     disks,
     faults,
+    health,
     images,
     interfaces,
     marketplace,
@@ -44,6 +45,7 @@ _MODULES = (
     skus,
     images,
     marketplace,
+    health,
     storage,
     authorization,
     deployments,
@@ -77,6 +79,7 @@ _SHOW_EVERYTHING = frozenset(
         "Disks_List",
         "NetworkInterfaces_ListAll",
         "PublicIPAddresses_ListAll",
+        "ResourceGraph_Resources",
     }
 )
 _WINDOW_SECONDS = 180.0

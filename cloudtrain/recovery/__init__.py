@@ -3,7 +3,7 @@
 Nothing here does I/O, reads a clock or draws a random number: the time and the jitter are part of what was observed.
 """
 
-from cloudtrain.recovery.decide import PAUSES, after_refusal, decide, seen
+from cloudtrain.recovery.decide import PAUSES, after_refusal, after_start, decide, pause_after, seen
 from cloudtrain.recovery.observed import (
     RESTARTING,
     Action,
@@ -32,6 +32,8 @@ __all__ = [
     "Power",
     "Want",
     "after_refusal",
+    "after_start",
     "decide",
+    "pause_after",
     "seen",
 ]

@@ -47,6 +47,11 @@ class Place(msgspec.Struct, frozen=True):
     zone: str = ""
     spot: bool = True
 
+    @property
+    def in_words(self) -> str:
+        zone = f" zone {self.zone}" if self.zone else ""
+        return f"{self.size} in {self.location}{zone}" + ("" if self.spot else ", on demand")
+
 
 class Guest(msgspec.Struct, frozen=True):
     """What the guest said when it was last asked: information, never a reason to restart."""

@@ -167,16 +167,15 @@ def _create_group(ctx: Context, spec: RunSpec) -> Group:
 
 def _adopt(ctx: Context, group: Group, vm: Vm, wanted: RunSpec) -> tuple[Group, list[str]]:
     """Take up what changed of an existing run's spec; returns what was taken up, in words. Raises InvalidSpec."""
-    changes = allowed_changes(group, vm, wanted)
-    if not changes:
+    if not allowed_changes(group, vm, wanted):
         return group, []
     changed = _changes(group.spec, wanted)
     if changed.keys() & set(WHILE_DEALLOCATED):
         refuse_failed(preflight.examine(ctx, wanted, held_size=vm.size).checks)
-        _change_vm(ctx, group, wanted)
+        _change_vm(ctx, group, vm, wanted)
     groups.set_spec(ctx.session, group, wanted)
-    applies = " (applies at the next start: cloudtrain restart)" if vm.power is PowerState.RUNNING else ""
-    notes = [text + applies for text in changes]
+    later = " (applies at the next start: cloudtrain restart)" if vm.power is PowerState.RUNNING else ""
+    notes = [text + (later if key in AT_NEXT_START else "") for key, text in changed.items()]
     for note in notes:
         ctx.progress.note(note)
     return groups.get(ctx.session, group.run), notes
@@ -218,9 +217,10 @@ def _refuse_changes(run: str, texts: list[str]) -> InvalidSpec:
     )
 
 
-def _change_vm(ctx: Context, group: Group, wanted: RunSpec) -> None:
+def _change_vm(ctx: Context, group: Group, vm: Vm, wanted: RunSpec) -> None:
     changed: dict[str, Any] = {}
-    if wanted.size != group.spec.size:
+    # Recovery may have changed the VM to one of the other sizes.
+    if wanted.size != vm.size:
         changed["hardwareProfile"] = {"vmSize": wanted.size}
     if wanted.max_price != group.spec.max_price:
         changed["billingProfile"] = {"maxPrice": wanted.max_price}
@@ -236,15 +236,17 @@ def _ensure_running(ctx: Context, group: Group) -> tuple[Group, Vm]:
             vms.delete(ctx.session, group, ctx.clock)
         vm = None
     if vm is None:
-        return group, _create_vm(ctx, group)
+        return group, create_vm(ctx, group)
     if group.intent is Intent.STOPPED:
-        groups.set_intent(ctx.session, group, Intent.RUNNING)
+        groups.set_intent(ctx.session, group, Intent.RUNNING, ctx.clock.now())
     if vm.power is not PowerState.RUNNING:
         vm = power.start(ctx, group)
     return groups.get(ctx.session, group.run), vm
 
 
-def _create_vm(ctx: Context, group: Group) -> Vm:
+def create_vm(ctx: Context, group: Group) -> Vm:
+    """Make the VM of the run's generation, and its network. Made already: the same again changes nothing."""
+
     def make_vnet() -> str:
         with ctx.progress.step("virtual network", usually="about 10 s on Azure"):
             return network.create_vnet(ctx.session, group)

@@ -158,6 +158,13 @@ def steps_lost(seen: dict[str, Any]) -> int | None:
     return max(0, before - (step_of(seen, "resumed_from_step") or 0))
 
 
+def last_seen() -> float | None:
+    """When the trainer before this start last told of itself, in epoch seconds."""
+    before = read_json(ROOT / "progress.before.json")
+    told = before.get("time") if before else None
+    return float(told) if isinstance(told, (int, float)) and not isinstance(told, bool) else None
+
+
 def identity(pid: int) -> str:
     """A process, told from every other that had or will have its number: pid and start in clock ticks."""
     try:

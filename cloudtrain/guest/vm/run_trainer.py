@@ -219,7 +219,9 @@ class Tick:
             self.stepped = True
             resumed, step = guest.step_of(seen, "resumed_from_step"), guest.step_of(seen)
             lost = guest.steps_lost(seen)
-            guest.event("first_step", step=step, resumed_from_step=resumed, steps_lost=lost)
+            guest.event(
+                "first_step", step=step, resumed_from_step=resumed, steps_lost=lost, last_seen=guest.last_seen()
+            )
             self.state.stage("running", f"step {step}")
         if time.monotonic() - self.checked > guest.tuning("check_seconds"):
             self.checked = time.monotonic()
