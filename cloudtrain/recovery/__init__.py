@@ -7,7 +7,6 @@ from cloudtrain.recovery.decide import PAUSES, after_refusal, after_start, decid
 from cloudtrain.recovery.observed import (
     RESTARTING,
     Action,
-    Blocks,
     Do,
     Guest,
     Limits,
@@ -22,7 +21,6 @@ __all__ = [
     "PAUSES",
     "RESTARTING",
     "Action",
-    "Blocks",
     "Do",
     "Guest",
     "Limits",

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from cloudtrain.recovery.observed import Action, Blocks, Do, Memory, Observation, Place, Power, Want
+from cloudtrain.errors import Blocks
+from cloudtrain.recovery.observed import Action, Do, Memory, Observation, Place, Power, Want
 
 # Between two rounds over all places; the last one repeats.
 PAUSES = (30.0, 60.0, 120.0, 300.0, 600.0)

@@ -28,17 +28,6 @@ class Power(StrEnum):
     GONE = "gone"
 
 
-class Blocks(StrEnum):
-    """What a refusal closes for the rest of a round: the same asked again at once would be refused again."""
-
-    NOTHING = "nothing"
-    ZONE = "zone"
-    SIZE = "size"
-    SPOT = "spot"
-    REGION = "region"
-    EVERYTHING = "everything"
-
-
 class Place(msgspec.Struct, frozen=True):
     """Where a VM may run, and as what."""
 

@@ -15,9 +15,9 @@ from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState, Vm
-from cloudtrain.errors import CloudtrainError, Exit, NoSuchRun, Refused
+from cloudtrain.errors import Blocks, CloudtrainError, Exit, NoSuchRun, Refused
 from cloudtrain.guest.observation import Observation as GuestObservation
-from cloudtrain.recovery import Action, Blocks, Do, Guest, Memory, Observation, Place, Power, Want
+from cloudtrain.recovery import Action, Do, Guest, Memory, Observation, Place, Power, Want
 from cloudtrain.recovery.history import Event
 from cloudtrain.workflow import history, power, training, up
 from cloudtrain.workflow.context import Context
@@ -107,13 +107,13 @@ class _Watcher:
     holder: str
     said: str = ""
     looks: int = 0
-    unreachable: int = 0
+    failures: int = 0
     # What the guest told at this look.
     told: Training | None = None
     news: list[Event] = field(default_factory=list)
 
     def look(self) -> _Look:
-        """Never ends because Azure could not be reached: that says nothing of the run."""
+        """Once it has begun it never ends because a request was refused or lost: that says nothing of the run."""
         self.told, self.news = None, []
         try:
             look = self._look()
@@ -122,13 +122,13 @@ class _Watcher:
                 raise
             return self._say("deleted", Do.NOTHING, "the run is gone", over=True)
         except CloudtrainError as error:
-            if error.exit_code is not Exit.UNREACHABLE or not self.said:
+            if error.exit_code is Exit.TRAINING_FAILED or not self.said:
                 raise
-            self.unreachable += 1
-            look = self._say("unknown", Do.WAIT, f"Azure could not be asked: {error.message}")
-            self.ctx.clock.sleep(recovery.pause_after(self.unreachable, random.random()))
+            self.failures += 1
+            look = self._say("unknown", Do.WAIT, f"this look failed: {error.message}")
+            self.ctx.clock.sleep(recovery.pause_after(self.failures, random.random()))
             return look
-        self.unreachable = 0
+        self.failures = 0
         return look
 
     def _look(self) -> _Look:
@@ -254,7 +254,7 @@ class _Watcher:
                 self._start(group, place, resize=action.do is Do.RESIZE)
         except Refused as refusal:
             self._record(group, "refused", where=place.in_words, why=refusal.code)
-            return recovery.after_refusal(observation, place, refusal.code, blocked_by(refusal))
+            return recovery.after_refusal(observation, place, refusal.code, refusal.blocks or Blocks.SIZE)
         what = {Do.START: "started", Do.RESIZE: "resized", Do.RECREATE: "recreated"}[action.do]
         self._record(group, what, where=place.in_words)
         self.looks = 0
@@ -345,12 +345,6 @@ class _Watcher:
 
 
 _DONE = {Do.START: "started", Do.RESIZE: "changed to and started", Do.RECREATE: "made anew:"}
-
-
-def blocked_by(refusal: Refused) -> Blocks:
-    """What a refusal closes; one that Azure did not classify closes the size."""
-    blocks = getattr(refusal, "blocks", None)
-    return Blocks.SIZE if blocks is None else Blocks(blocks.value)
 
 
 def _why_failed(seen: GuestObservation) -> str:

@@ -210,7 +210,7 @@ def test_an_outage_of_azure_ends_no_watch_and_restarts_nothing(
     monkeypatch.setattr(vms, "find", unreachable)
     boots = len(rehearsal.machines.boots)
     outcome = rehearsal.cli("watch", "horses")
-    assert outcome.code == 0 and "Azure could not be asked: no route" in outcome.out
+    assert outcome.code == 0 and "this look failed: no route" in outcome.out
     assert outcome.out.rstrip().endswith("training has finished") and len(rehearsal.machines.boots) == boots
 
 

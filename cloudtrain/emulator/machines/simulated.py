@@ -216,7 +216,7 @@ class SimulatedMachines:
             raise MachineError("The VM is off.")
         return disk
 
-    def boot(self, spec: MachineSpec) -> None:
+    def boot(self, spec: MachineSpec, *, same_host: bool = False) -> None:
         with self._mutex:
             disk = self._disks.setdefault(spec.vm_id, _Disk(Training(self._job)))
             now = self._clock.now().timestamp()
