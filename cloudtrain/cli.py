@@ -159,7 +159,8 @@ def up(
     with call.opened(target) as ctx:
         if dry_run:
             existing = workflow.current_spec(ctx, settings.run)
-            plan, checks = workflow.dry_run(ctx, _spec_without_key(ctx, settings, existing))
+            spec = _spec_without_key(ctx, settings, existing)
+            plan, checks = workflow.dry_run(ctx, spec, accept_terms=accept_terms)
             return call.done(plan, render.plan, all_of(errors_of(checks)))
         spec, build = _spec(call, ctx, settings)
         ctx.progress.note(_where(spec, ctx.session.capabilities.bills))

@@ -144,6 +144,8 @@ def plan(result: "Plan", paint: Paint) -> list[str]:
     lines += [f"  would change: {change}" for change in result.changes]
     if result.registers:
         lines.append(f"The subscription would be registered for {', '.join(result.registers)}.")
+    if result.terms:
+        lines.append(f"The VM image's terms have to be accepted (--accept-terms): {result.terms}")
     missing = [one for one in result.resources if not one.exists and not one.by_azure]
     if result.action == "create":
         lines.append("It would make:")
@@ -181,9 +183,8 @@ def _price_rows(result: "Plan") -> list[Row]:
         ("source", asked + since),
         ("a day", a_day),
     ]
-    if result.bills:
-        beside = f"{result.disk_gb} GiB of Standard SSD and a public address, until down; traffic out of Azure"
-        rows.append(("besides", f"{beside}: at prices of their own"))
+    if result.besides:
+        rows.append(("on top of it", "; ".join(result.besides)))
     return rows
 
 

@@ -105,15 +105,17 @@ def up(
     )
 
 
-def dry_run(ctx: Context, spec: RunSpec) -> tuple[Plan, list[Check]]:
-    """What `up` would do, and its checks. Makes nothing. Raises InvalidSpec where the run cannot become that."""
+def dry_run(ctx: Context, spec: RunSpec, *, accept_terms: bool) -> tuple[Plan, list[Check]]:
+    """What `up` would do, and the checks that would keep it from that. Makes nothing. Raises InvalidSpec where the run
+    cannot become what is asked for."""
     group = groups.find(ctx.session, spec.run)
     group = None if group is None or group.deleting else group
     vm = vms.find(ctx.session, group) if group else None
     changes = allowed_changes(group, vm, spec) if group else []
     with ctx.progress.step(f"preflight checks for {spec.size} in {spec.location}", usually="a few seconds on Azure"):
         found = preflight.examine(ctx, spec, held_size=vm.size if vm else "")
-    return plan.make(ctx, spec, found, group, vm, changes), found.checks
+    in_the_way = preflight.in_the_way(found.checks, accept_terms=accept_terms)
+    return plan.make(ctx, spec, found, group, vm, changes), in_the_way
 
 
 def _image_first(ctx: Context, group: Group, spec: RunSpec, build: Build | None) -> Ensured:
@@ -155,9 +157,10 @@ def _prepare(
     """Everything that can be known before the first resource is made; existing: a group without a VM."""
     if existing is not None:
         allowed_changes(existing, None, spec)
-    found = preflight.ready(ctx, spec, accept_terms=accept_terms)
+    found = preflight.allowed(ctx, spec, accept_terms=accept_terms)
     if approve is not None and ctx.session.capabilities.bills:
         approve(plan.make(ctx, spec, found, existing))
+    preflight.put_right(ctx, spec, found, accept_terms=accept_terms)
 
 
 def _create_group(ctx: Context, spec: RunSpec) -> Group:

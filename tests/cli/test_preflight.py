@@ -99,6 +99,13 @@ def test_on_the_first_day_up_registers_by_itself_but_accepts_no_terms_unasked(un
     refused = untrained("up", "horses", "--json")
     assert refused.code == 4 and codes(refused) == ["ResourcePurchaseValidationFailed"]
     assert "--accept-terms" in refused.error["hint"] and "https://" in refused.error["message"]
+    planned = untrained("up", "horses", "--accept-terms", "--dry-run", "--json")
+    assert planned.code == 0 and planned.envelope["data"]["terms"].startswith("https://")
+    assert planned.envelope["data"]["registers"] == [
+        "Microsoft.Compute",
+        "Microsoft.Network",
+        "Microsoft.MarketplaceOrdering",
+    ]
     # What was refused has not even registered anything.
     assert states(untrained("doctor", "horses", "--json"))["providers"] == "failed"
     assert resources(untrained) == []
