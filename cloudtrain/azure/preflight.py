@@ -26,6 +26,11 @@ T = TypeVar("T")
 PROVIDERS, TERMS = "providers", "terms"
 # Offers without Spot VMs (Azure's documentation of Spot VMs); quotaIds of Free Trial and the two student offers.
 OFFERS_WITHOUT_SPOT = ("FreeTrial", "AzureForStudents", "DreamSpark")
+# Azure's reason codes of a restriction.
+CLOSED_FIXES = {
+    "NotAvailableForSubscription": "Choose another --size or --location; Azure's support opens sizes on request.",
+    "QuotaId": "The subscription's kind of offer does not have it: choose another --size, or another --subscription.",
+}
 # A subscription in these states still makes resources, though a bill is open.
 STATES_IN_USE = ("Enabled", "Warned", "PastDue")
 
@@ -201,7 +206,7 @@ def _restriction(seen: Readings, spec: RunSpec) -> Check:
         error = Refused(
             "SkuNotAvailable",
             f"size: '{spec.size}' is closed to this subscription in '{spec.location}' ({size.closed}).",
-            "Choose another --size or --location; Azure's support opens sizes on request.",
+            CLOSED_FIXES.get(size.closed, "Choose another --size or --location."),
         )
         return failed("restriction", error)
     if size.closed_zones:
