@@ -168,6 +168,18 @@ def test_a_size_closed_in_one_zone_is_open_to_a_vm_without_a_zone(untrained: Any
     assert states(told)["restriction"] == "passed" and "zone 3" in of(told, "restriction")["detail"]
 
 
+def test_what_is_set_in_the_rehearsals_market_is_what_the_checks_see(untrained: Any) -> None:
+    untrained("emulator", "set", "--spot-cores", "1", "--location", "eastus")
+    untrained("emulator", "set", "--spot-price", "0.05", "--size", "Standard_D2s_v3")
+    told = untrained("doctor", "horses", "--max-price", "0.04", "--json")
+    assert [name for name, state in states(told).items() if state == "failed"] == ["quota", "price"]
+    refused = untrained("up", "horses", "--max-price", "0.04", "--json").envelope["errors"]
+    assert [(error["code"], error["blocks"]) for error in refused] == [
+        ("SpotQuotaExceeded", "spot"),
+        ("SpotPriceGreaterThanProvidedMaxPrice", "size"),
+    ]
+
+
 def test_up_names_everything_that_is_wrong_at_once(untrained: Any, cloudtrain: CommandLine) -> None:
     line = ("up", "horses", "--size", "Standard_B20ms", "--vm-image", "a:b:c:latest", "--image", "team/trainer:1")
     told = untrained(*line, "--json")
