@@ -130,13 +130,16 @@ class Session(AbstractContextManager["Session"]):
 
     def blob_service(self, endpoint: str, credential: Any = None) -> Any:
         """The blobs of a storage account. credential: an account key with its name; else the login."""
-        from azure.storage.blob import BlobServiceClient, LinearRetry
+        from azure.storage.blob import BlobServiceClient
 
-        # The SDK's own pauses are 18, 24 and 42 s.
-        retries = LinearRetry(backoff=2, retry_total=self._options.get("retry_total", 3), random_jitter_range=1)
-        transport = self._options["transport"]
-        login = credential or self._credential
-        return BlobServiceClient(endpoint, credential=login, transport=transport, retry_policy=retries)
+        from cloudtrain.azure import retries
+
+        return BlobServiceClient(
+            endpoint,
+            credential=credential or self._credential,
+            transport=self._options["transport"],
+            retry_policy=retries.of_blobs(self._pace),
+        )
 
     @cached_property
     def resources(self) -> Any:
