@@ -7,7 +7,7 @@ date."""
 import contextlib
 from datetime import UTC
 
-from cloudtrain.emulator import disks, health, ids, interfaces, operations, timing
+from cloudtrain.emulator import disks, health, ids, interfaces, operations, principals, timing
 from cloudtrain.emulator.machines import MachineError, MachineSpec, OffCause, Power
 from cloudtrain.emulator.operations import Azure, Kind, Outcome
 from cloudtrain.emulator.store import Json, Operation, Records, Resource
@@ -87,7 +87,7 @@ def touch(azure: Azure, vm: Resource) -> None:
     vm.private["status_time"] = vm.changed = azure.now()
 
 
-def machine_spec(azure: Azure, vm: Resource) -> MachineSpec:
+def machine_spec(records: Records, vm: Resource) -> MachineSpec:
     parsed = ids.parse(vm.id)
     assert parsed is not None
     properties = vm.body["properties"]
@@ -101,6 +101,7 @@ def machine_spec(azure: Azure, vm: Resource) -> MachineSpec:
         size=properties["hardwareProfile"]["vmSize"],
         priority=properties.get("priority", "Regular"),
         eviction_policy=properties.get("evictionPolicy", ""),
+        identity_tokens=principals.tokens_of_vm(records, vm),
         admin_username=properties["osProfile"]["adminUsername"],
         ssh_public_keys=tuple(vm.private["ssh_keys"]),
         user_data=vm.private.get("user_data") or "",
@@ -114,10 +115,11 @@ def machine_spec(azure: Azure, vm: Resource) -> MachineSpec:
 def _boot(azure: Azure, operation: Operation) -> None:
     with azure.store.read() as records:
         vm = records.resource(operation.target)
-    if vm is not None:
+        spec = None if vm is None else machine_spec(records, vm)
+    if vm is not None and spec is not None:
         # Only a VM that was stopped, not deallocated, is on the host where it was, with the temporary disk it had.
         stayed = operation.kind != "vm.create" and vm.private.get("phase_before") != DEALLOCATED
-        azure.machines.boot(machine_spec(azure, vm), same_host=stayed)
+        azure.machines.boot(spec, same_host=stayed)
     if operation.arguments.get("evicted"):
         with contextlib.suppress(MachineError):  # cut already, by a process that was killed before it said so
             azure.machines.evict(operation.arguments["vm_id"], 0)
