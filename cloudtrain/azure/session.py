@@ -24,6 +24,7 @@ EMBEDDED, AZURE = "embedded", "azure"
 REHEARSAL_IMAGE = "cloudtrain-trainer"
 # The image of the tutorial on Azure that this project began with; on the embedded Azure our trainer stands in for it.
 TUTORIAL_IMAGE = "miltonius/cloud_trainingv2"
+AZURE_POLL_SECONDS = 10.0
 ARM_SCOPE = "https://management.azure.com/.default"
 STORAGE_SCOPE = "https://storage.azure.com/.default"
 PRICES_URL = "https://prices.azure.com"
@@ -313,7 +314,7 @@ def _azure(clock: Clock, subscription: str | None) -> Session:
         client_options=options,
         pace=retries.AZURE,
         defaults=Defaults(),
-        capabilities=Capabilities(notice=False, published_images=True, bills=True, poll_seconds=10.0),
+        capabilities=Capabilities(notice=False, published_images=True, bills=True, poll_seconds=AZURE_POLL_SECONDS),
         close=credential.close,
     )
 
