@@ -68,6 +68,7 @@ class Imds:
 
     events: list[dict[str, Any]] = field(default_factory=list)
     answer: int | bytes | None = None
+    first_call_seconds: float = 0.0
     polls: int = 0
     acknowledged: list[str] = field(default_factory=list)
     on_acknowledge: Callable[[str], None] = lambda _: None
@@ -102,6 +103,8 @@ def serve(imds: Imds) -> ThreadingHTTPServer:
 
         def do_GET(self) -> None:
             imds.polls += 1
+            if imds.polls == 1:  # it switches the service on, which takes up to two minutes on Azure
+                time.sleep(imds.first_call_seconds)
             if self.headers.get("Metadata") != "true":
                 self.reply(400)
             elif isinstance(imds.answer, int):

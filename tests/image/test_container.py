@@ -66,7 +66,9 @@ def test_it_trains_saves_on_sigterm_with_75_and_resumes(run: Any, trainer_image:
         first.reload()
         assert time.monotonic() < end and first.status == "running", first.logs().decode()[-2000:]
         time.sleep(0.05)
-    assert str(TRAINER) in {row[0] for row in first.top(ps_args="-eo uid,pid,args")["Processes"] if "-m trainer" in row[2]}
+    assert str(TRAINER) in {
+        row[0] for row in first.top(ps_args="-eo uid,pid,args")["Processes"] if "-m trainer" in row[2]
+    }
     health = first.exec_run(["python3", "-m", "trainer.health"])
     assert health.exit_code == 0 and b"step " in health.output
     first.kill("SIGTERM")
