@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -118,10 +118,15 @@ def up(
         str | None,
         typer.Option(metavar="process|container", help="What a rehearsal's VM runs on.  [process]", show_default=False),
     ] = None,
+    other_size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SIZE", help="Recovery may change to it; may be repeated.", show_default=False),
+    ] = None,
     accept_terms: AcceptTerms = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made and its price; stop.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before what costs money.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until training has ended.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay and watch; bring the run back if evicted.")] = False,
 ) -> Outcome:
     """Make the run and start training.
 
@@ -155,6 +160,7 @@ def up(
         "disk_gb": None if disk_gb is None else number(disk_gb),
         "ssh": ssh,
         "machine": machine,
+        "other_sizes": other_size or None,
         "trainer_args": call.arguments,
     }
     directory = Path.cwd()
@@ -168,13 +174,16 @@ def up(
         settings = workflow.with_callers_address(ctx, settings)
         if dry_run:
             existing = workflow.current_spec(ctx, settings.run)
-            plan, checks = workflow.dry_run(ctx, _spec_without_key(ctx, settings, existing))
+            spec = _spec_without_key(ctx, settings, existing)
+            plan, checks = workflow.dry_run(ctx, spec, accept_terms=accept_terms)
             return call.done(plan, render.plan, all_of(errors_of(checks)))
         spec, build = _spec(call, ctx, settings)
         ctx.progress.note(_where(spec, ctx.session.capabilities.bills))
         with _remembered(call, ctx, spec):
             approve = None if yes or not _somebody_is_here() else _ask_for(ctx.progress)
             result = workflow.up(ctx, spec, build, accept_terms=accept_terms, approve=approve)
+        if watch:
+            return _watch_on(call, ctx, result)
         if follow:
             return _follow(call, ctx, result)
     return call.done(result, render.up)
@@ -279,6 +288,37 @@ def _follow(call: Call, ctx: "Context", begun: Any) -> Outcome:
     result = msgspec.structs.replace(begun, state=end.state, training=end.training)
     error = _training_failed(begun.run) if end.state == "failed" else None
     return call.done(result, render.up, error)
+
+
+def _watch_on(call: Call, ctx: "Context", begun: Any) -> Outcome:
+    import msgspec
+
+    from cloudtrain import render
+
+    if call.as_json:
+        write(render.event("up", data=msgspec.to_builtins(begun)) + "\n")
+    else:
+        write("".join(line + "\n" for line in render.up(render.cleaned(begun), render.paint_for(sys.stdout))))
+    return _watch(call, ctx, once=False)
+
+
+def _watch(call: Call, ctx: "Context", *, once: bool) -> Outcome:
+    import msgspec
+
+    from cloudtrain import render
+    from cloudtrain.workflow import watch as workflow
+
+    paint, display = render.paint_for(sys.stdout), cast(Any, ctx.progress)
+
+    def emit(line: workflow.WatchLine) -> None:
+        if call.as_json:
+            write(render.event("watch", **msgspec.to_builtins(line)) + "\n")
+        else:
+            with display.out_of_the_way():
+                write(render.watch_line(render.cleaned(line), paint) + "\n")
+
+    result = workflow.watch(ctx, call.run or "", once=once, emit=emit)
+    return Outcome(msgspec.to_builtins(result), error=workflow.error_of(result))
 
 
 def _training_failed(run: str) -> CloudtrainError:
@@ -459,6 +499,30 @@ def _notice(text: str) -> float:
     if isinstance(seconds, str) or not 0 <= seconds <= 3600:
         raise usage(f'--notice is "{text}"; expected seconds from 0 to 3600.', "simulate-eviction")
     return float(seconds)
+
+
+@verb(app, RUN, PLACE, SPEAKING)
+def watch(
+    call: Call,
+    once: Annotated[bool, typer.Option("--once", help="Look once, act once, end: for cron.")] = False,
+) -> Outcome:
+    """Bring the run back whenever Azure evicts it.
+
+    Stays until the run is over. Any number may watch, from anywhere; one that is killed is replaced by the next.
+    """
+    with call.opened(call.find_target()) as ctx:
+        return _watch(call, ctx, once=once)
+
+
+@verb(app, RUN, PLACE, SPEAKING)
+def history(call: Call) -> Outcome:
+    """Show what happened to the run, where its time went."""
+    from cloudtrain import render
+    from cloudtrain.workflow import history as workflow
+
+    with call.opened(call.find_target()) as ctx:
+        result = workflow.history(ctx, call.run or "")
+    return call.done(result, render.history)
 
 
 @verb(app, RUN, PLACE, SPEAKING)

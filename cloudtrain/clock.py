@@ -25,5 +25,5 @@ class SystemClock:
 
 def pause(waited: float, longest: float) -> float:
     """Seconds until the next look at something that may take seconds or minutes: a fifth of the wait so far, so that
-    its end is seen, on average, a tenth of its own time too late; a tenth of the longest pause at least."""
-    return min(longest, max(longest / 10, waited / 5))
+    its end is seen, on average, a tenth of its own time too late; a fifth of the longest pause at least."""
+    return min(longest, max(longest, waited) / 5)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cloudtrain.emulator.settings import Settings, Shortage
     from cloudtrain.workflow.doctor import DoctorResult
     from cloudtrain.workflow.down import DownResult
+    from cloudtrain.workflow.history import HistoryEntry, HistoryResult
     from cloudtrain.workflow.list_runs import ListResult
     from cloudtrain.workflow.plan import Plan
     from cloudtrain.workflow.restart import RestartResult
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from cloudtrain.workflow.status import StatusResult
     from cloudtrain.workflow.stop import StopResult
     from cloudtrain.workflow.up import UpResult
+    from cloudtrain.workflow.watch import WatchLine
 
 # Number of the envelope's contract: changes only when a field changes its meaning or goes.
 ENVELOPE = 1
@@ -142,6 +144,8 @@ def plan(result: "Plan", paint: Paint) -> list[str]:
     lines += [f"  would change: {change}" for change in result.changes]
     if result.registers:
         lines.append(f"The subscription would be registered for {', '.join(result.registers)}.")
+    if result.terms:
+        lines.append(f"The VM image's terms have to be accepted (--accept-terms): {result.terms}")
     missing = [one for one in result.resources if not one.exists and not one.by_azure]
     if result.action == "create":
         lines.append("It would make:")
@@ -179,9 +183,8 @@ def _price_rows(result: "Plan") -> list[Row]:
         ("source", asked + since),
         ("a day", a_day),
     ]
-    if result.bills:
-        beside = f"{result.disk_gb} GiB of Standard SSD and a public address, until down; traffic out of Azure"
-        rows.append(("besides", f"{beside}: at prices of their own"))
+    if result.besides:
+        rows.append(("on top of it", "; ".join(result.besides)))
     return rows
 
 
@@ -207,6 +210,7 @@ def status(result: "StatusResult", paint: Paint) -> list[str]:
     lines = [_headline(result.run, result.state, paint)]
     rows = [*_vm_rows(result.vm)] if result.vm else [("VM", "none")]
     rows += _training_rows(result.training)
+    rows += _recovery_rows(result)
     arguments = " ".join(_quoted(argument) for argument in result.arguments)
     rows += [("trainer", f"{result.image} {arguments}".rstrip()), ("resource group", result.resource_group)]
     lines += _labelled(rows, paint)
@@ -215,6 +219,23 @@ def status(result: "StatusResult", paint: Paint) -> list[str]:
     lines += _next(paint, *_next_of_state(result.run, result.state, result.vm))
     bill = _bill(result.cloud, result.vm, result.run)
     return [*lines, paint(bill, "dim")] if bill else lines
+
+
+def _recovery_rows(result: "StatusResult") -> list[Row]:
+    seen = result.recovery
+    words = []
+    if seen.evictions or seen.refusals:
+        words.append(f"{_count(seen.evictions, 'eviction')}, {seen.with_notice} with notice")
+        words.append(f"{_count(seen.steps_lost, 'step')} lost")
+    if seen.refusals:
+        words.append(f"{_count(seen.refusals, 'start')} refused")
+    if seen.next_attempt:
+        words.append(f"next attempt {_when(seen.next_attempt)}")
+    if not seen.watched:
+        words.append("watchers are held back (tag cloudtrain-watch=off)")
+    elif seen.watcher:
+        words.append("a watcher looks after it")
+    return [("recovery", ", ".join(words))] if words else []
 
 
 def stop(result: "StopResult", paint: Paint) -> list[str]:
@@ -281,6 +302,61 @@ def down(result: "DownResult", paint: Paint) -> list[str]:
             "The image that up pushed, and its earlier versions, stay in their registry: other runs may use them."
         )
     return lines
+
+
+def watch_line(line: "WatchLine", paint: Paint) -> str:
+    state = paint(line.state, _STATE_STYLES.get(line.state, "bold"))
+    return f"{_when(line.at)}  {line.run}: {state}; {line.text}"
+
+
+def history(result: "HistoryResult", paint: Paint) -> list[str]:
+    lines = [_headline(result.run, result.state, paint)]
+    if result.earlier_events:
+        lines.append(f"{_count(result.earlier_events, 'older event')} kept as sums only.")
+    if result.events:
+        rows = [(_when(entry.at), entry.what, entry.place, _event_details(entry)) for entry in result.events]
+        lines += _table(("when", "what", "where", "details"), rows, paint)
+    else:
+        lines.append("Nothing has happened yet that was noted.")
+    lines += _labelled(_history_rows(result), paint)
+    return [*lines, result.note] if result.note else lines
+
+
+def _event_details(entry: "HistoryEntry") -> str:
+    words = [entry.why] if entry.why else []
+    if entry.notice_seconds is not None:
+        words.append(f"{entry.notice_seconds:.1f} s of notice")
+    if entry.step is not None:
+        words.append(f"{'from' if entry.what == 'resumed' else 'at'} step {entry.step}")
+    if entry.steps_lost is not None:
+        words.append(f"{entry.steps_lost} steps lost")
+    if entry.price is not None:
+        words.append(f"{entry.price:.4f} USD an hour")
+    return ", ".join(words)
+
+
+def _history_rows(result: "HistoryResult") -> list[Row]:
+    seconds = result.seconds
+    spent = {
+        "useful": seconds.useful,
+        "done again": seconds.redone,
+        "saving": seconds.saving,
+        "waiting": seconds.waiting,
+        "restarting": seconds.restarting,
+        "starting": seconds.starting,
+        "stopped": seconds.stopped,
+    }
+    rows = [
+        (
+            "evictions",
+            f"{result.evictions}, {result.with_notice} with notice, {result.without_notice} without; "
+            f"{result.steps_lost} steps lost; Azure refused {_count(result.refusals, 'start')}",
+        ),
+        ("time", ", ".join(f"{name} {duration(value)}" for name, value in spent.items() if value) or "none yet"),
+    ]
+    if result.goodput is not None:
+        rows.append(("goodput", f"{100 * result.goodput:.1f} % of the time in which the run was wanted"))
+    return rows
 
 
 def list_runs(result: "ListResult", paint: Paint) -> list[str]:

@@ -22,7 +22,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     along, 'own' from the user's Dockerfile, empty where it is a published one. mount: absolute path in the container
     where checkpoints go. vm_image: URN publisher:offer:sku:version. max_price: USD an hour, -1 = up to the on-demand
     price. ssh_public_key: one OpenSSH line. arguments: handed to the trainer as they are. disk_gb: OS disk, GiB.
-    ssh: the IPv4 network that may log in to the VM, empty for nobody.
+    ssh: the IPv4 network that may log in to the VM, empty for nobody. other_sizes: what recovery may change an evicted
+    VM to where its size is not to be had.
     """
 
     run: str
@@ -38,6 +39,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     disk_gb: int
     built_from: str = ""
     ssh: str = ""
+    other_sizes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Settings:
     disk_gb: int | None = None
     ssh: str | None = None
     machine: str | None = None
+    other_sizes: tuple[str, ...] | None = None
     trainer_args: tuple[str, ...] | None = None
 
 
@@ -96,6 +99,7 @@ class Unfit(Exception):
 
 # The spec lives in tags of the resource group, at most 256 characters a value, and in userData.
 MAX_SPEC_BYTES = 8 * 1024
+MAX_OTHER_SIZES = 8
 VM_IMAGES = {
     "nvidia": "nvidia:ngc_azure_17_11:ngc-base-version-25_9_1_gen2:latest",
     "ubuntu-hpc": "microsoft-dsvm:ubuntu-hpc:2204:latest",
@@ -170,6 +174,12 @@ def _size(value: object) -> str:
         hint = f'Did you mean "{guess}"?' if _SIZE.fullmatch(guess) else ""
         raise Unfit('the name of a VM size, as in "Standard_D2s_v3"', hint)
     return name
+
+
+def _other_sizes(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or len(value) > MAX_OTHER_SIZES:
+        raise Unfit(f'a list of at most {MAX_OTHER_SIZES} VM sizes, as in ["Standard_D4s_v3"]')
+    return tuple(dict.fromkeys(_size(item) for item in value))
 
 
 def _vm_image(value: object) -> str:
@@ -353,6 +363,7 @@ CHECKS: Mapping[str, Callable[[object], Any]] = {
     "disk_gb": _disk_gb,
     "ssh": _ssh,
     "machine": _machine,
+    "other_sizes": _other_sizes,
     "trainer_args": _trainer_args,
 }
 
@@ -499,7 +510,18 @@ def check_image_named(spec: RunSpec) -> None:
 
 
 # Settings that a spec keeps under the same name.
-_KEPT = ("location", "size", "vm_image", "image", "mount", "max_price", "eviction_policy", "disk_gb", "ssh")
+_KEPT = (
+    "location",
+    "size",
+    "vm_image",
+    "image",
+    "mount",
+    "max_price",
+    "eviction_policy",
+    "disk_gb",
+    "ssh",
+    "other_sizes",
+)
 
 
 def _from_defaults(run: str, defaults: Defaults) -> RunSpec:

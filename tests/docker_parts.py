@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from cloudtrain.config import settings_for_up
+from cloudtrain.display import Silent
+from cloudtrain.image import Build, plan
+from cloudtrain.image.engine import build, is_here
 
 # Made by .ci/engine: Debian with Python and pip.
 BASE_IMAGE = os.environ.get("CLOUDTRAIN_TEST_BASE_IMAGE", "cloudtrain-test/base:bookworm")
@@ -72,6 +78,31 @@ def node_base(engine: Any, base_image: str, tmp_path_factory: pytest.TempPathFac
     engine.images.get(machines.build(lambda text: None)).tag(kept)
     yield base_image
     engine.images.remove(kept)
+
+
+@pytest.fixture(scope="session")
+def trainer_image(engine: Any, base_image: str) -> str:
+    """The trainer's own image, built from its Dockerfile as `up` would. It stays in the engine: an unchanged one is not
+    built again."""
+    said = {"run": "tests", "repository": "cloudtrain-test/trainer", "build_args": {"BASE_IMAGE": base_image}}
+    wanted = settings_for_up(said, {}, Path.cwd())
+    planned = plan(wanted, repository=wanted.repository, gpu=False)
+    assert planned is not None
+    return planned.image if is_here(engine, planned.image) else built(engine, planned)
+
+
+def built(engine: Any, planned: Build) -> str:
+    """Only built, not pushed."""
+    build(
+        engine,
+        planned.image,
+        planned.context,
+        planned.build_args,
+        dockerfile=planned.dockerfile,
+        step=Silent().step("building"),
+        cancelled=threading.Event(),
+    )
+    return planned.image
 
 
 @pytest.fixture(scope="session")

@@ -134,8 +134,7 @@ KNOWN: tuple[Known, ...] = (
         "ResourcePurchaseValidationFailed",
         Blocks.EVERYTHING,
         "the terms of the VM image are not accepted",
-        "az vm image terms accept --urn URN  accepts them once for the subscription; or use --vm-image ubuntu-hpc, "
-        "which has none.",
+        "--accept-terms  (of up, and of doctor) accepts them; --vm-image ubuntu-hpc  has none.",
     ),
     Known(
         "MarketplacePurchaseEligibilityFailed",
@@ -179,7 +178,7 @@ KNOWN: tuple[Known, ...] = (
         "MissingSubscriptionRegistration",
         Blocks.EVERYTHING,
         "the subscription is not registered for a provider",
-        "az provider register --namespace NAME  registers it (a minute or two).",
+        "up registers it by itself, and so does  doctor --register  (free; it takes a minute or so).",
     ),
     Known(
         "InvalidAuthenticationTokenTenant",

@@ -6,6 +6,7 @@ so the spec's JSON is split over several.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -24,6 +25,10 @@ TAG_CREATED = "cloudtrain-created"
 TAG_TRAINED = "cloudtrain-trained"
 TAG_PROGRESS = "cloudtrain-progress"
 TAG_SPEC = "cloudtrain-spec-"
+# When the user last asked for the run: what Azure tells of an earlier stop does not count any more.
+TAG_WANTED = "cloudtrain-wanted-since"
+# "off", set by whoever wants the watchers to leave the run alone.
+TAG_WATCH = "cloudtrain-watch"
 TAG_VALUE_LIMIT = 256
 
 
@@ -62,10 +67,27 @@ class Group:
     # Whether training ever began on this generation's disk: from then on the disk holds work, and is never thrown away.
     trained: bool = False
     progress: LastProgress = field(default_factory=LastProgress)
+    # All tags, as they were read.
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def wanted_since(self) -> str:
+        """ISO 8601: when somebody last asked for the run."""
+        return self.tags.get(TAG_WANTED) or self.created
+
+    @property
+    def begun(self) -> float:
+        """Epoch seconds: when the run was made."""
+        return datetime.fromisoformat(self.created).timestamp() if self.created else 0.0
+
+    @property
+    def watched(self) -> bool:
+        return self.tags.get(TAG_WATCH, "").lower() != "off"
 
 
 def create(session: Session, spec: RunSpec, created: str) -> Group:
-    """Make the group, tagged. Made already by an interrupted `up`: the same call again is harmless."""
+    """Make the group, tagged. Made already by an interrupted `up`: the same call again is harmless, and begins a new
+    story of the run."""
     tags = {
         TAG_RUN: spec.run,
         TAG_INTENT: Intent.RUNNING.value,
@@ -125,9 +147,27 @@ def set_tags(session: Session, group: Group, tags: Mapping[str, str]) -> None:
         ).result()
 
 
-def set_intent(session: Session, group: Group, intent: Intent) -> None:
+def set_intent(session: Session, group: Group, intent: Intent, at: datetime) -> None:
+    """at: now."""
     if group.intent is not intent:
-        set_tags(session, group, {TAG_INTENT: intent.value})
+        tags = {TAG_INTENT: intent.value}
+        if intent is Intent.RUNNING:
+            tags[TAG_WANTED] = at.isoformat(timespec="milliseconds")
+        set_tags(session, group, tags)
+
+
+def set_parts(session: Session, group: Group, prefix: str, text: str, more: Mapping[str, str] | None = None) -> None:
+    """Keep a text that may be longer than a tag's value, in one write. more: other tags of the same write."""
+    set_tags(session, group, {**_parts(prefix, text), **(more or {})})
+
+
+def parts_of(group: Group, prefix: str) -> str:
+    """The text that `set_parts` kept, '' where there is none. Raises ValueError where some of it is missing."""
+    count = int(group.tags.get(f"{prefix}count", "0"))
+    try:
+        return "".join(group.tags[f"{prefix}{n}"] for n in range(count))
+    except KeyError as error:
+        raise ValueError(f"the tag {error} is missing") from error
 
 
 def set_spec(session: Session, group: Group, spec: RunSpec) -> None:
@@ -165,10 +205,13 @@ def _says_group_missing(error: Any) -> bool:
 
 
 def _spec_tags(spec: RunSpec) -> dict[str, str]:
-    text = msgspec.json.encode(spec).decode()
+    return _parts(TAG_SPEC, msgspec.json.encode(spec).decode())
+
+
+def _parts(prefix: str, text: str) -> dict[str, str]:
     parts = [text[at : at + TAG_VALUE_LIMIT] for at in range(0, len(text), TAG_VALUE_LIMIT)]
-    # A shorter spec leaves tags of the longer one behind: the first part says how many count.
-    return {f"{TAG_SPEC}count": str(len(parts))} | {f"{TAG_SPEC}{n}": part for n, part in enumerate(parts)}
+    # A shorter text leaves tags of the longer one behind: the first part says how many count.
+    return {f"{prefix}count": str(len(parts))} | {f"{prefix}{n}": part for n, part in enumerate(parts)}
 
 
 def _read(found: Any) -> Group:
@@ -198,4 +241,5 @@ def _read(found: Any) -> Group:
         created=tags.get(TAG_CREATED, ""),
         trained=tags.get(TAG_TRAINED) == "true",
         progress=progress,
+        tags=dict(tags),
     )

@@ -6,7 +6,7 @@ from typing import Any
 from azure.core.pipeline.policies import SansIOHTTPPolicy
 
 from cloudtrain.azure.errors import HINTS
-from cloudtrain.errors import Refused
+from cloudtrain.errors import Blocks, Refused
 
 NOT_REGISTERED = "MissingSubscriptionRegistration"
 
@@ -28,4 +28,5 @@ class NoRegistration(SansIOHTTPPolicy):  # type: ignore[misc]  # azure.core is n
             return
         if error.get("code") == NOT_REGISTERED:
             # Not one of azure-core's exceptions: those would be retried.
-            raise Refused(NOT_REGISTERED, f"Azure refused: {error.get('message')}", HINTS[NOT_REGISTERED])
+            message = f"Azure refused: {error.get('message')}"
+            raise Refused(NOT_REGISTERED, message, HINTS[NOT_REGISTERED], Blocks.EVERYTHING)

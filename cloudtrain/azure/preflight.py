@@ -18,7 +18,7 @@ from cloudtrain.azure.sizes import Cores, Size
 from cloudtrain.azure.subscription import Subscription
 from cloudtrain.azure.terms import Terms
 from cloudtrain.checks import Check, State, failed, passed, undecided, unknown
-from cloudtrain.errors import CloudtrainError, Refused
+from cloudtrain.errors import Blocks, CloudtrainError, Refused
 from cloudtrain.spec import RunSpec
 from cloudtrain.together import together
 
@@ -26,6 +26,11 @@ T = TypeVar("T")
 PROVIDERS, TERMS = "providers", "terms"
 # Offers without Spot VMs (Azure's documentation of Spot VMs); quotaIds of Free Trial and the two student offers.
 OFFERS_WITHOUT_SPOT = ("FreeTrial", "AzureForStudents", "DreamSpark")
+# Azure's reason codes of a restriction.
+CLOSED_FIXES = {
+    "NotAvailableForSubscription": "Choose another --size or --location; Azure's support opens sizes on request.",
+    "QuotaId": "The subscription's kind of offer does not have it: choose another --size, or another --subscription.",
+}
 # A subscription in these states still makes resources, though a bill is open.
 STATES_IN_USE = ("Enabled", "Warned", "PastDue")
 
@@ -119,12 +124,13 @@ def _subscription(seen: Readings) -> Check:
                 "ReadOnlyDisabledSubscription",
                 f"The subscription {shown} is {found.state.lower()}: nothing can be made in it.",
                 HINTS["ReadOnlyDisabledSubscription"],
+                Blocks.EVERYTHING,
             ),
         )
     if found.offer.startswith(OFFERS_WITHOUT_SPOT):
         code = "AzureSpotFeatureNotEnabledForSubscription"
         text = f"The offer of the subscription {shown}, {found.offer.split('_')[0]}, has no Spot VMs."
-        return failed(name, Refused(code, text, HINTS[code]))
+        return failed(name, Refused(code, text, HINTS[code], Blocks.SPOT))
     return passed(name, shown if found.state == "Enabled" else f"{shown}, {found.state}: look at its bills")
 
 
@@ -138,7 +144,8 @@ def _providers(seen: Readings) -> Check:
             Refused(
                 NOT_REGISTERED,
                 f"The subscription is not registered for {', '.join(missing)}.",
-                "up registers it by itself, and so does  doctor --register  (free; it takes a minute or so).",
+                HINTS[NOT_REGISTERED],
+                Blocks.EVERYTHING,
             ),
         )
     return passed(
@@ -155,6 +162,7 @@ def _region(seen: Readings, spec: RunSpec) -> Check:
         "LocationNotFound",
         f"location: there is no region '{spec.location}' for this subscription.",
         _close(spec.location, list(seen.regions)) + "az account list-locations -o table  lists the names.",
+        Blocks.REGION,
     )
     return failed("region", error)
 
@@ -170,6 +178,7 @@ def _size(seen: Readings, spec: RunSpec) -> Check:
         f"size: '{spec.size}' is not sold in '{spec.location}'.",
         _close(spec.size, [one.name for one in seen.sizes.values()])
         + f"az vm list-skus -l {spec.location} --resource-type virtualMachines -o table  lists what is.",
+        Blocks.SIZE,
     )
     return failed("size", error)
 
@@ -189,6 +198,7 @@ def _spot(seen: Readings, spec: RunSpec) -> Check:
         "AzureSpotIsNotSupportedForThisVMSize",
         f"size: '{spec.size}' cannot be a Spot VM (Azure says so of all B sizes and some others).",
         "Choose one that can, such as Standard_D2s_v3.",
+        Blocks.SIZE,
     )
     return failed("spot", error)
 
@@ -201,7 +211,8 @@ def _restriction(seen: Readings, spec: RunSpec) -> Check:
         error = Refused(
             "SkuNotAvailable",
             f"size: '{spec.size}' is closed to this subscription in '{spec.location}' ({size.closed}).",
-            "Choose another --size or --location; Azure's support opens sizes on request.",
+            CLOSED_FIXES.get(size.closed, "Choose another --size or --location."),
+            Blocks.SIZE,
         )
         return failed("restriction", error)
     if size.closed_zones:
@@ -229,6 +240,7 @@ def _quota(seen: Readings, spec: RunSpec, held_size: str) -> Check:
             f"{_fitting(seen, size, free)}Ask for more in the Azure portal: Quotas, Compute, 'Total Regional "
             f"Low-priority vCPUs' of {spec.location}, at least {cores.limit - free + size.vcpus}; or remove other Spot "
             "VMs (deallocated ones count too).",
+            Blocks.SPOT,
         ),
     )
 
@@ -263,6 +275,7 @@ def _unbootable(spec: RunSpec, why: str) -> Refused:
         "ImageDoesNotFitSize",
         f"vm_image: '{spec.vm_image}' does not boot on '{spec.size}': {why}.",
         "Choose another --size or another --vm-image.",
+        Blocks.SIZE,
     )
 
 
@@ -281,7 +294,8 @@ def _terms(seen: Readings, spec: RunSpec) -> Check:
         Refused(
             "ResourcePurchaseValidationFailed",
             f"The terms of {spec.vm_image} are not accepted on this subscription. Read them: {found.license}",
-            "--accept-terms  (of up, and of doctor) accepts them; --vm-image ubuntu-hpc  has none.",
+            HINTS["ResourcePurchaseValidationFailed"],
+            Blocks.EVERYTHING,
         ),
     )
 
@@ -299,6 +313,7 @@ def _price(seen: Readings, spec: RunSpec) -> Check:
             f"max_price: {spec.max_price:g} USD an hour is below the Spot price of {spec.size} in {spec.location}, "
             f"{price.spot:g} USD.",
             HINTS["SpotPriceGreaterThanProvidedMaxPrice"],
+            Blocks.SIZE,
         )
         return failed("price", error)
     on_demand = "unknown" if price.on_demand is None else f"{price.on_demand:g}"

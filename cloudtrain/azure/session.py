@@ -26,6 +26,7 @@ PROCESS, CONTAINER = "process", "container"
 REHEARSAL_IMAGE = "cloudtrain-trainer"
 # The image of the tutorial on Azure that this project began with; on the embedded Azure our trainer stands in for it.
 TUTORIAL_IMAGE = "miltonius/cloud_trainingv2"
+AZURE_POLL_SECONDS = 10.0
 ARM_SCOPE = "https://management.azure.com/.default"
 STORAGE_SCOPE = "https://storage.azure.com/.default"
 PRICES_URL = "https://prices.azure.com"
@@ -141,13 +142,16 @@ class Session(AbstractContextManager["Session"]):
 
     def blob_service(self, endpoint: str, credential: Any = None) -> Any:
         """The blobs of a storage account. credential: an account key with its name; else the login."""
-        from azure.storage.blob import BlobServiceClient, LinearRetry
+        from azure.storage.blob import BlobServiceClient
 
-        # The SDK's own pauses are 18, 24 and 42 s.
-        retries = LinearRetry(backoff=2, retry_total=self._options.get("retry_total", 3), random_jitter_range=1)
-        transport = self._options["transport"]
-        login = credential or self._credential
-        return BlobServiceClient(endpoint, credential=login, transport=transport, retry_policy=retries)
+        from cloudtrain.azure import retries
+
+        return BlobServiceClient(
+            endpoint,
+            credential=credential or self._credential,
+            transport=self._options["transport"],
+            retry_policy=retries.of_blobs(self._pace),
+        )
 
     @cached_property
     def resources(self) -> Any:
@@ -415,7 +419,9 @@ def _azure(clock: Clock, subscription: str | None) -> Session:
         client_options=options,
         pace=retries.AZURE,
         defaults=Defaults(),
-        capabilities=Capabilities(notice=False, published_images=True, ssh=True, bills=True, poll_seconds=10.0),
+        capabilities=Capabilities(
+            notice=False, published_images=True, ssh=True, bills=True, poll_seconds=AZURE_POLL_SECONDS
+        ),
         caller_address=lambda: _address_in(credential.get_token(ARM_SCOPE).token),
         close=credential.close,
     )

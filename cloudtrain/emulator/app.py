@@ -17,6 +17,7 @@ from cloudtrain.emulator import (
     disks,
     faults,
     firewall,
+    health,
     images,
     interfaces,
     marketplace,
@@ -45,6 +46,7 @@ _MODULES = (
     skus,
     images,
     marketplace,
+    health,
     storage,
     authorization,
     deployments,
@@ -79,6 +81,7 @@ _SHOW_EVERYTHING = frozenset(
         "Disks_List",
         "NetworkInterfaces_ListAll",
         "PublicIPAddresses_ListAll",
+        "ResourceGraph_Resources",
     }
 )
 _WINDOW_SECONDS = 180.0

@@ -53,7 +53,8 @@ class Size:
     temp_mb: int = 0
     product: str = ""
     missing_in: frozenset[str] = frozenset()
-    restricted_in: frozenset[str] = frozenset()  # NotAvailableForSubscription, the whole region
+    restricted_in: frozenset[str] = frozenset()  # the whole region
+    reason: str = "NotAvailableForSubscription"  # or QuotaId: not for this kind of subscription
     restricted_zones: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -137,7 +138,7 @@ def _sizes() -> tuple[Size, ...]:
         _size(
             "Standard_NC40ads_H100_v5", *h100, 40, 320, 6.98, 0.25, gpus=1, generations="V2", temp_mb=131072,
             missing_in=frozenset({"westus", "northeurope", "japaneast", "swedencentral"}),
-            restricted_in=frozenset({"eastus"}),
+            restricted_in=frozenset({"eastus"}), reason="QuotaId",
         ),
     )  # fmt: skip
 

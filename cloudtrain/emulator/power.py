@@ -7,7 +7,7 @@ date."""
 import contextlib
 from datetime import UTC
 
-from cloudtrain.emulator import disks, firewall, ids, interfaces, operations, timing
+from cloudtrain.emulator import disks, firewall, health, ids, interfaces, operations, principals, timing
 from cloudtrain.emulator.machines import MachineError, MachineSpec, OffCause, Power
 from cloudtrain.emulator.operations import Azure, Kind, Outcome
 from cloudtrain.emulator.store import Json, Operation, Records, Resource
@@ -73,6 +73,8 @@ def begin(azure: Azure, records: Records, vm: Resource, kind: str, arguments: Js
     )
     if kind in _PHASE_WHILE and not no_change:
         vm.private["phase"] = _PHASE_WHILE[kind]
+    if not no_change:
+        health.note_operation(vm, kind, azure.now())
     touch(azure, vm)
     records.put(vm)
     given = {"vm_id": vm.private["vm_id"], **(arguments or {})}
@@ -99,6 +101,7 @@ def machine_spec(records: Records, vm: Resource) -> MachineSpec:
         size=properties["hardwareProfile"]["vmSize"],
         priority=properties.get("priority", "Regular"),
         eviction_policy=properties.get("evictionPolicy", ""),
+        identity_tokens=principals.tokens_of_vm(records, vm),
         admin_username=properties["osProfile"]["adminUsername"],
         ssh_public_keys=tuple(vm.private["ssh_keys"]),
         user_data=vm.private.get("user_data") or "",
@@ -281,6 +284,7 @@ def _accept_off(azure: Azure, records: Records, vm: Resource, power: Power) -> N
     # A guest that shuts itself down stays allocated, and billed; a lost host or an eviction deallocates.
     vm.private["phase"] = STOPPED if power.cause is OffCause.GUEST_SHUTDOWN else DEALLOCATED
     vm.private["off_cause"] = power.cause.value if power.cause is not None else ""
+    health.note_off(vm, power.cause, since)
     touch(azure, vm)
     vm.private["status_time"] = vm.private["disk_time"] = min(since + takes, now)
     vm.private["deallocating_until"] = since + takes

@@ -7,7 +7,8 @@ import hashlib
 import hmac
 import uuid
 
-from cloudtrain.emulator.store import Records
+from cloudtrain.emulator import ids
+from cloudtrain.emulator.store import Records, Resource
 from cloudtrain.emulator.wire import same
 
 STORAGE = "https://storage.azure.com"
@@ -28,8 +29,19 @@ def of_storage_token(records: Records, token: str) -> str | None:
     return principal if hmac.compare_digest(mac.encode(), _mac(records, principal).encode()) else None
 
 
+def tokens_of_vm(records: Records, vm: Resource) -> dict[str, str]:
+    """By audience; none for a VM without a managed identity."""
+    principal = _of_vm(vm)
+    return {STORAGE: storage_token(records, principal)} if principal else {}
+
+
+def _of_vm(vm: Resource) -> str:
+    return str((vm.body.get("identity") or {}).get("principalId") or "")
+
+
 def known(records: Records, principal: str) -> bool:
-    return same(principal, caller(records))
+    """The caller, or the managed identity of a VM."""
+    return same(principal, caller(records)) or any(same(principal, _of_vm(vm)) for vm in records.resources(ids.VM))
 
 
 def _mac(records: Records, principal: str) -> str:

@@ -52,7 +52,7 @@ def _restrictions(size: Size, region: catalog.Region) -> list[Json]:
             "type": kind,
             "values": [region.name],
             "restrictionInfo": info,
-            "reasonCode": "NotAvailableForSubscription",
+            "reasonCode": size.reason,
         }
         for kind, info in found
     ]

@@ -170,6 +170,7 @@ def get_operation(azure: Azure, request: Request, location: str, operation: str)
         return Answer(409, {"error": current.error})
     with azure.store.read() as records:
         account = records.resource(current.target)
+    azure.store.flush()  # from now on it may hold what must not be lost with it
     if account is None:
         raise ArmError(404, "ResourceNotFound", "The storage account was deleted while it was being created.")
     return Answer(200, account.body)

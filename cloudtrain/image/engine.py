@@ -2,6 +2,7 @@
 that says so."""
 
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from cloudtrain.progress import Step
 TIMEOUT_SECONDS = 600
 # Azure's VM sizes are x86-64 unless their name says otherwise; an engine on an ARM machine would build for itself.
 PLATFORM = "linux/amd64"
+# The classic builder paints what a command says on its standard error.
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Cancelled(Exception):
@@ -144,7 +147,7 @@ def build(
 
 
 def _remember(log: list[str], printed: str) -> None:
-    for line in printed.splitlines():
+    for line in _COLOURS.sub("", printed).splitlines():
         # "Removing intermediate container" and " ---> 0123abcd" are of no use to a person.
         if line.strip() and not line.startswith((" --->", "Removing intermediate")):
             log.append(line.rstrip())

@@ -3,11 +3,10 @@
 Nothing here does I/O, reads a clock or draws a random number: the time and the jitter are part of what was observed.
 """
 
-from cloudtrain.recovery.decide import PAUSES, after_refusal, decide, seen
+from cloudtrain.recovery.decide import PAUSES, after_refusal, after_start, decide, pause_after, seen
 from cloudtrain.recovery.observed import (
     RESTARTING,
     Action,
-    Blocks,
     Do,
     Guest,
     Limits,
@@ -22,7 +21,6 @@ __all__ = [
     "PAUSES",
     "RESTARTING",
     "Action",
-    "Blocks",
     "Do",
     "Guest",
     "Limits",
@@ -32,6 +30,8 @@ __all__ = [
     "Power",
     "Want",
     "after_refusal",
+    "after_start",
     "decide",
+    "pause_after",
     "seen",
 ]

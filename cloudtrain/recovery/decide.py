@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from cloudtrain.recovery.observed import Action, Blocks, Do, Memory, Observation, Place, Power, Want
+from cloudtrain.errors import Blocks
+from cloudtrain.recovery.observed import Action, Do, Memory, Observation, Place, Power, Want
 
 # Between two rounds over all places; the last one repeats.
 PAUSES = (30.0, 60.0, 120.0, 300.0, 600.0)
@@ -18,7 +19,7 @@ def seen(observation: Observation) -> Memory:
     at a running VM ends the search for a place."""
     memory = observation.memory
     if observation.power is Power.RUNNING:
-        return Memory(step=memory.step, fruitless=memory.fruitless) if memory.off_since else memory
+        return after_start(memory) if memory.off_since else memory
     off = observation.power in (Power.DEALLOCATED, Power.FAILED, Power.GONE)
     if memory.off_since or not off or observation.user_stopped or observation.want is not Want.RUNNING:
         return memory
@@ -34,6 +35,11 @@ def seen(observation: Observation) -> Memory:
     )
 
 
+def after_start(memory: Memory) -> Memory:
+    """The memory once a start has succeeded: if the VM is off at the next look, that is another eviction."""
+    return Memory(step=memory.step, fruitless=memory.fruitless)
+
+
 def decide(observation: Observation) -> Action:
     """observation.memory: as `seen` returned it."""
     if not observation.watched:
@@ -44,7 +50,7 @@ def decide(observation: Observation) -> Action:
     if over is not None:
         return over
     if observation.power is Power.RUNNING:
-        return Action(Do.NOTHING, "running")
+        return Action(Do.NOTHING, "nothing to do")
     if observation.user_stopped and observation.power in (Power.DEALLOCATED, Power.STOPPED):
         return Action(Do.HONOUR_STOP, "somebody stopped the VM: it stays stopped")
     if observation.power is Power.STOPPED:
@@ -131,11 +137,11 @@ def _open(observation: Observation, place: Place) -> bool:
 
 def _why(observation: Observation) -> str:
     cause = {
-        Power.DEALLOCATED: "deallocated: evicted, or stopped by somebody",
+        Power.DEALLOCATED: "the VM was deallocated",
         Power.FAILED: f"Azure could not make the VM: {observation.failure}".rstrip(": "),
     }.get(observation.power, "the VM is gone")
     if observation.user_stopped is False:
-        cause = "evicted"
+        cause = "the VM was evicted"
     fruitless = observation.memory.fruitless
     if fruitless >= FRUITLESS:
         cause += f"; {fruitless} evictions in a row without a new checkpoint"

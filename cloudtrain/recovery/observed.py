@@ -28,17 +28,6 @@ class Power(StrEnum):
     GONE = "gone"
 
 
-class Blocks(StrEnum):
-    """What a refusal closes for the rest of a round: the same asked again at once would be refused again."""
-
-    NOTHING = "nothing"
-    ZONE = "zone"
-    SIZE = "size"
-    SPOT = "spot"
-    REGION = "region"
-    EVERYTHING = "everything"
-
-
 class Place(msgspec.Struct, frozen=True):
     """Where a VM may run, and as what."""
 
@@ -46,6 +35,11 @@ class Place(msgspec.Struct, frozen=True):
     location: str
     zone: str = ""
     spot: bool = True
+
+    @property
+    def in_words(self) -> str:
+        zone = f" zone {self.zone}" if self.zone else ""
+        return f"{self.size} in {self.location}{zone}" + ("" if self.spot else ", on demand")
 
 
 class Guest(msgspec.Struct, frozen=True):

@@ -49,7 +49,8 @@ class PriceInfo(msgspec.Struct, frozen=True):
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """action: 'create' (a new VM), 'start' (the VM that is there) or 'none' (it runs). changes: settings of an existing
-    run that would change. registers: providers that the subscription would be registered for."""
+    run that would change. besides: what bills beside the VM. registers: providers that the subscription would be
+    registered for. terms: where those of the VM image are that still have to be accepted, "" for none."""
 
     run: str
     cloud: str
@@ -67,7 +68,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     eviction_policy: str
     bills: bool
     price: PriceInfo
+    besides: list[str]
     registers: list[str]
+    terms: str
     resources: list[PlannedResource]
     changes: list[str]
     checks: list[CheckInfo]
@@ -100,6 +103,8 @@ def make(
         eviction_policy=spec.eviction_policy,
         bills=ctx.session.capabilities.bills,
         price=_price(ctx, spec, found),
+        besides=_besides(spec, found) if ctx.session.capabilities.bills else [],
+        terms=_terms_to_accept(found),
         registers=preflight.missing_registrations(found.seen),
         resources=_resources(ctx, spec, group),
         changes=changes or [],
@@ -134,6 +139,18 @@ def _price(ctx: Context, spec: RunSpec, found: Findings) -> PriceInfo:
         at="" if isinstance(asked, CloudtrainError) else ctx.clock.now().isoformat(timespec="seconds"),
         spot_since=prices.spot_since,
     )
+
+
+def _besides(spec: RunSpec, found: Findings) -> list[str]:
+    image = found.seen.image
+    plan = None if isinstance(image, CloudtrainError) else image.plan
+    software = [f"the VM image's plan '{plan['name']}', if it has a price"] if plan else []
+    return [f"{spec.disk_gb} GiB of Standard SSD and a public address, until down", "traffic out of Azure", *software]
+
+
+def _terms_to_accept(found: Findings) -> str:
+    terms = found.seen.terms
+    return "" if terms is None or isinstance(terms, CloudtrainError) or terms.accepted else terms.license
 
 
 def _resources(ctx: Context, spec: RunSpec, group: Group | None) -> list[PlannedResource]:

@@ -1,9 +1,11 @@
 """The VM's power, waited for: on Azure's word alone."""
 
+from cloudtrain.azure import notes
 from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import CloudtrainError, Exit, Refused
+from cloudtrain.recovery.history import Event
 from cloudtrain.workflow.context import Context
 
 ON_THE_WAY = ("Creating", "Updating", "Deleting", "Migrating")
@@ -29,9 +31,14 @@ def settled(ctx: Context, group: Group) -> Vm | None:
 
 def start(ctx: Context, group: Group) -> Vm:
     """Start the VM; raises Refused when Azure has no capacity for it: it stays deallocated then, with its disk."""
-    with ctx.progress.step("starting the VM", usually="about a minute on Azure"):
-        vms.start(ctx.session, group, ctx.clock)
-        vm = settled(ctx, group)
+    try:
+        with ctx.progress.step("starting the VM", usually="about a minute on Azure"):
+            vms.start(ctx.session, group, ctx.clock)
+            vm = settled(ctx, group)
+    except Refused as refusal:
+        _note(ctx, group, "refused", refusal.code)
+        raise
+    _note(ctx, group, "started")
     if vm is None or vm.power is not PowerState.RUNNING:
         raise Refused(
             "VmDidNotStart",
@@ -39,6 +46,12 @@ def start(ctx: Context, group: Group) -> Vm:
             f"cloudtrain restart {group.run}  tries again.",
         )
     return vm
+
+
+def _note(ctx: Context, group: Group, what: str, why: str = "") -> None:
+    vm = vms.find(ctx.session, group)
+    place = f"{vm.size} in {vm.location}" if vm else ""
+    notes.add(ctx.session, group, Event(at=ctx.clock.now().timestamp(), what=what, place=place, why=why))
 
 
 def until_off(ctx: Context, group: Group) -> Vm | None:

@@ -51,22 +51,26 @@ def trainer_image(ctx: Context, spec: RunSpec) -> Check:
     return passed(name, f"{spec.image}: the trainer of this Python environment")
 
 
-def ready(ctx: Context, spec: RunSpec, *, accept_terms: bool) -> Findings:
-    """Raises every failed check at once. Registers providers, and accepts the image's terms where the user said so, but
-    only once nothing else stands in the way: what is refused has changed nothing."""
+def in_the_way(checks: Sequence[Check], *, accept_terms: bool) -> list[Check]:
+    """Those that `up` does not put right by itself."""
+    mended = {PROVIDERS, TERMS} if accept_terms else {PROVIDERS}
+    return [check for check in checks if check.name not in mended]
+
+
+def allowed(ctx: Context, spec: RunSpec, *, accept_terms: bool) -> Findings:
+    """Raises everything at once that stands in the way of a run. Changes nothing."""
     with ctx.progress.step(f"preflight checks for {spec.size} in {spec.location}", usually="a few seconds on Azure"):
         found = examine(ctx, spec)
-        refuse_failed(_not_mended(found.checks, {PROVIDERS, TERMS} if accept_terms else {PROVIDERS}))
-    found = mend(ctx, spec, found, register=True, accept_terms=accept_terms)
-    refuse_failed(found.checks)
+        refuse_failed(in_the_way(found.checks, accept_terms=accept_terms))
     for check in found.checks:
         if check.state is State.UNKNOWN:
             ctx.progress.note(f"{check.name}: unknown. {check.detail}")
     return found
 
 
-def _not_mended(checks: Sequence[Check], mended: set[str]) -> list[Check]:
-    return [check for check in checks if check.name not in mended]
+def put_right(ctx: Context, spec: RunSpec, found: Findings, *, accept_terms: bool) -> None:
+    """Registers providers, and accepts the image's terms where the user said so. Raises what is wrong after that."""
+    refuse_failed(mend(ctx, spec, found, register=True, accept_terms=accept_terms).checks)
 
 
 def mend(ctx: Context, spec: RunSpec, found: Findings, *, register: bool, accept_terms: bool) -> Findings:

@@ -35,7 +35,7 @@ def restart(ctx: Context, run: str) -> RestartResult:
             f"cloudtrain up {run}  makes it.",
         )
     if group.intent is Intent.STOPPED:
-        groups.set_intent(ctx.session, group, Intent.RUNNING)
+        groups.set_intent(ctx.session, group, Intent.RUNNING, ctx.clock.now())
     if vm.power is PowerState.RUNNING:
         if group.trained:
             training.save_and_stop(ctx, group)

@@ -5,10 +5,13 @@ from datetime import datetime
 import msgspec
 
 from cloudtrain.azure import group as groups
+from cloudtrain.azure import lease, notes
 from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group
+from cloudtrain.azure.vm import Vm
 from cloudtrain.errors import Refused
 from cloudtrain.guest.observation import GuestEvent, Observation
+from cloudtrain.recovery.history import Event
 from cloudtrain.workflow import power, training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.results import Training
@@ -45,12 +48,19 @@ def simulate_eviction(ctx: Context, run: str, *, notice: float | None, bring_bac
     group = groups.get(ctx.session, run)
     vm = power.require_running(group, power.settled(ctx, group), "Simulating an eviction")
     _require_training(ctx, group)
+    with lease.held(ctx.session, group, ctx.clock):
+        return _evict(ctx, group, vm, notice, bring_back)
+
+
+def _evict(ctx: Context, group: Group, vm: Vm, notice: float | None, bring_back: bool) -> EvictionResult:
+    """Watchers keep off meanwhile: who starts the VM here is to be timed."""
     if notice is not None:
         ctx.session.set_notice(vm.id, notice)
     began = ctx.clock.now()
     vms.simulate_eviction(ctx.session, group)
     with ctx.progress.step("eviction", usually="about a minute on Azure"):
         power.until_off(ctx, group)
+    notes.add(ctx.session, group, Event(at=ctx.clock.now().timestamp(), what="evicted", why="simulated"))
     timeline = _Timeline(began)
     timeline.add("deallocated", ctx.clock.now())
     if not bring_back:

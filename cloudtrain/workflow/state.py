@@ -21,6 +21,8 @@ def state_of(group: Group, vm: Vm | None, training: Training | None) -> str:
     if vm.gone_wrong and not group.trained:
         return FAILED
     if vm.power in (PowerState.DEALLOCATED, PowerState.DEALLOCATING):
+        if group.intent is Intent.STOPPED and group.progress.failed:
+            return FAILED
         # Azure shows an evicted VM exactly as one that somebody deallocated: what the user wanted tells them apart.
         return STOPPED if group.intent is Intent.STOPPED else EVICTED
     if vm.power in (PowerState.STOPPED, PowerState.STOPPING):

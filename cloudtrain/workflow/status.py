@@ -1,19 +1,37 @@
 """`status`: what Azure says of the VM, what the guest says of training, and which of the two is known now."""
 
+from datetime import UTC, datetime
+
 import msgspec
 
 from cloudtrain.azure import group as groups
-from cloudtrain.azure import network
+from cloudtrain.azure import lease, network, notes
 from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import Refused
+from cloudtrain.recovery.history import goodput, sums
 from cloudtrain.together import together
 from cloudtrain.workflow import training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.results import Training, VmInfo, last_known, vm_info
 from cloudtrain.workflow.state import EVICTED, state_of
+
+
+class RecoveryInfo(msgspec.Struct, frozen=True):
+    """What happened to the run, as far as it was noted; `history` tells more. watched: watchers may touch it. watcher:
+    one looks after it now. refusals: of starts. goodput: see `history`. next_attempt: ISO 8601."""
+
+    watched: bool
+    watcher: bool
+    evictions: int
+    with_notice: int
+    resumes: int
+    steps_lost: int
+    refusals: int
+    goodput: float | None
+    next_attempt: str | None
 
 
 class StatusResult(msgspec.Struct, frozen=True):
@@ -31,6 +49,7 @@ class StatusResult(msgspec.Struct, frozen=True):
     vm: VmInfo | None
     training: Training | None
     note: str
+    recovery: RecoveryInfo
 
 
 def status(ctx: Context, run: str) -> StatusResult:
@@ -54,6 +73,24 @@ def status(ctx: Context, run: str) -> StatusResult:
         vm=vm_info(vm, address) if vm else None,
         training=seen or last_known(group.progress),
         note=note or _about(state, vm),
+        recovery=_recovery(group, ctx.clock.now().timestamp()),
+    )
+
+
+def _recovery(group: Group, now: float) -> RecoveryInfo:
+    total = sums(notes.history(group), group.begun, now)
+    useful = goodput(total)
+    waits = notes.memory(group).next_at
+    return RecoveryInfo(
+        watched=group.watched,
+        watcher=lease.of(group).until > now,
+        evictions=total.evictions,
+        with_notice=total.with_notice,
+        resumes=total.resumes,
+        steps_lost=total.steps_lost,
+        refusals=total.refusals,
+        goodput=None if useful is None else round(useful, 4),
+        next_attempt=datetime.fromtimestamp(waits, UTC).isoformat(timespec="seconds") if waits > now else None,
     )
 
 

@@ -3,11 +3,13 @@
 import msgspec
 
 from cloudtrain.azure import group as groups
+from cloudtrain.azure import notes
 from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState
 from cloudtrain.errors import Refused
+from cloudtrain.recovery.history import Event
 from cloudtrain.workflow import power, training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.state import state_of
@@ -23,11 +25,11 @@ class StopResult(msgspec.Struct, frozen=True):
     saved_step: int | None
 
 
-def stop(ctx: Context, run: str) -> StopResult:
-    """Stopped already: nothing happens. Raises NoSuchRun."""
+def stop(ctx: Context, run: str, *, why: str = "") -> StopResult:
+    """Stopped already: nothing happens. why: for the history. Raises NoSuchRun."""
     group = groups.get(ctx.session, run)
     if group.intent is Intent.RUNNING:
-        groups.set_intent(ctx.session, group, Intent.STOPPED)
+        groups.set_intent(ctx.session, group, Intent.STOPPED, ctx.clock.now())
     vm = power.settled(ctx, group)
     saved = group.progress.saved
     if vm is not None and vm.power is PowerState.RUNNING and group.trained:
@@ -36,6 +38,7 @@ def stop(ctx: Context, run: str) -> StopResult:
         with ctx.progress.step("deallocating the VM", usually="10 to 30 s on Azure"):
             vms.deallocate(ctx.session, group, ctx.clock)
             power.until_off(ctx, group)
+        notes.add(ctx.session, group, Event(at=ctx.clock.now().timestamp(), what="stopped", why=why))
     after = groups.get(ctx.session, run)
     return StopResult(
         run=run,

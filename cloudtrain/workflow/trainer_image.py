@@ -31,9 +31,12 @@ def planned(session: Session, progress: Progress, settings: Settings, existing: 
     rehearsed = session.defaults.repository
     if existing is not None and not said and not (rehearsed and existing.built_from == "trainer"):
         return None
-    size = settings.size or (existing.size if existing else session.defaults.size)
+    repository = rehearsed or settings.repository
+    gpu = has_gpu(settings.size or (existing.size if existing else session.defaults.size))
+    if repository is None or settings.image is not None:
+        return image.plan(settings, repository=repository, gpu=gpu)  # nothing to read; it may have to refuse
     with progress.step("reading the build context"):
-        return image.plan(settings, repository=rehearsed or settings.repository, gpu=has_gpu(size))
+        return image.plan(settings, repository=repository, gpu=gpu)
 
 
 def built(build: image.Build | None) -> tuple[str, str] | None:

@@ -4,7 +4,7 @@ import ipaddress
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -133,15 +133,17 @@ def up(
     )
 
 
-def dry_run(ctx: Context, spec: RunSpec) -> tuple[Plan, list[Check]]:
-    """What `up` would do, and its checks. Makes nothing. Raises InvalidSpec where the run cannot become that."""
+def dry_run(ctx: Context, spec: RunSpec, *, accept_terms: bool) -> tuple[Plan, list[Check]]:
+    """What `up` would do, and the checks that would keep it from that. Makes nothing. Raises InvalidSpec where the run
+    cannot become what is asked for."""
     group = groups.find(ctx.session, spec.run)
     group = None if group is None or group.deleting else group
     vm = vms.find(ctx.session, group) if group else None
     changes = allowed_changes(group, vm, spec) if group else []
     with ctx.progress.step(f"preflight checks for {spec.size} in {spec.location}", usually="a few seconds on Azure"):
         found = preflight.examine(ctx, spec, held_size=vm.size if vm else "")
-    return plan.make(ctx, spec, found, group, vm, changes), found.checks
+    in_the_way = preflight.in_the_way(found.checks, accept_terms=accept_terms)
+    return plan.make(ctx, spec, found, group, vm, changes), in_the_way
 
 
 def _image_first(ctx: Context, group: Group, spec: RunSpec, build: Build | None) -> Ensured:
@@ -183,28 +185,32 @@ def _prepare(
     """Everything that can be known before the first resource is made; existing: a group without a VM."""
     if existing is not None:
         allowed_changes(existing, None, spec)
-    found = preflight.ready(ctx, spec, accept_terms=accept_terms)
+    found = preflight.allowed(ctx, spec, accept_terms=accept_terms)
     if approve is not None and ctx.session.capabilities.bills:
         approve(plan.make(ctx, spec, found, existing))
+    preflight.put_right(ctx, spec, found, accept_terms=accept_terms)
 
 
 def _create_group(ctx: Context, spec: RunSpec) -> Group:
-    with ctx.progress.step("resource group"):
+    def make_group() -> Group:
         return groups.create(ctx.session, spec, ctx.clock.now().isoformat(timespec="seconds"))
+
+    with ctx.progress.step("resource group"):
+        # Importing the network client takes as long as Azure's answer, and is what comes next.
+        return cast(Group, together(make_group, lambda: ctx.session.network)[0])
 
 
 def _adopt(ctx: Context, group: Group, vm: Vm, wanted: RunSpec) -> tuple[Group, list[str]]:
     """Take up what changed of an existing run's spec; returns what was taken up, in words. Raises InvalidSpec."""
-    changes = allowed_changes(group, vm, wanted)
-    if not changes:
+    if not allowed_changes(group, vm, wanted):
         return group, []
     changed = _changes(group.spec, wanted)
     if changed.keys() & set(WHILE_DEALLOCATED):
         refuse_failed(preflight.examine(ctx, wanted, held_size=vm.size).checks)
-        _change_vm(ctx, group, wanted)
+        _change_vm(ctx, group, vm, wanted)
     groups.set_spec(ctx.session, group, wanted)
     later = " (applies at the next start: cloudtrain restart)" if vm.power is PowerState.RUNNING else ""
-    notes = [text + ("" if key in AT_ONCE else later) for key, text in changed.items()]
+    notes = [text + (later if key in AT_NEXT_START else "") for key, text in changed.items()]
     for note in notes:
         ctx.progress.note(note)
     group = groups.get(ctx.session, group.run)
@@ -250,9 +256,10 @@ def _refuse_changes(run: str, texts: list[str]) -> InvalidSpec:
     )
 
 
-def _change_vm(ctx: Context, group: Group, wanted: RunSpec) -> None:
+def _change_vm(ctx: Context, group: Group, vm: Vm, wanted: RunSpec) -> None:
     changed: dict[str, Any] = {}
-    if wanted.size != group.spec.size:
+    # Recovery may have changed the VM to one of the other sizes.
+    if wanted.size != vm.size:
         changed["hardwareProfile"] = {"vmSize": wanted.size}
     if wanted.max_price != group.spec.max_price:
         changed["billingProfile"] = {"maxPrice": wanted.max_price}
@@ -268,15 +275,17 @@ def _ensure_running(ctx: Context, group: Group) -> tuple[Group, Vm]:
             vms.delete(ctx.session, group, ctx.clock)
         vm = None
     if vm is None:
-        return group, _create_vm(ctx, group)
+        return group, create_vm(ctx, group)
     if group.intent is Intent.STOPPED:
-        groups.set_intent(ctx.session, group, Intent.RUNNING)
+        groups.set_intent(ctx.session, group, Intent.RUNNING, ctx.clock.now())
     if vm.power is not PowerState.RUNNING:
         vm = power.start(ctx, group)
     return groups.get(ctx.session, group.run), vm
 
 
-def _create_vm(ctx: Context, group: Group) -> Vm:
+def create_vm(ctx: Context, group: Group) -> Vm:
+    """Make the VM of the run's generation, and its network. Made already: the same again changes nothing."""
+
     def make_vnet() -> str:
         with ctx.progress.step("virtual network", usually="about 10 s on Azure"):
             return network.create_vnet(ctx.session, group)

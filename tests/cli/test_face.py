@@ -13,7 +13,21 @@ import pytest
 from .conftest import REPOSITORY, CommandLine
 
 HEAVY = {"azure", "docker", "tensorflow", "requests", "werkzeug", "rich", "msgspec", "platformdirs", "cryptography"}
-VERBS = ["up", "doctor", "status", "logs", "ssh", "stop", "restart", "simulate-eviction", "down", "list", "emulator"]
+VERBS = [
+    "up",
+    "doctor",
+    "status",
+    "logs",
+    "ssh",
+    "stop",
+    "restart",
+    "watch",
+    "history",
+    "simulate-eviction",
+    "down",
+    "list",
+    "emulator",
+]
 ENVELOPE = ["cloudtrain_result", "command", "run", "ok", "data", "errors"]
 
 

@@ -99,6 +99,13 @@ def test_on_the_first_day_up_registers_by_itself_but_accepts_no_terms_unasked(un
     refused = untrained("up", "horses", "--json")
     assert refused.code == 4 and codes(refused) == ["ResourcePurchaseValidationFailed"]
     assert "--accept-terms" in refused.error["hint"] and "https://" in refused.error["message"]
+    planned = untrained("up", "horses", "--accept-terms", "--dry-run", "--json")
+    assert planned.code == 0 and planned.envelope["data"]["terms"].startswith("https://")
+    assert planned.envelope["data"]["registers"] == [
+        "Microsoft.Compute",
+        "Microsoft.Network",
+        "Microsoft.MarketplaceOrdering",
+    ]
     # What was refused has not even registered anything.
     assert states(untrained("doctor", "horses", "--json"))["providers"] == "failed"
     assert resources(untrained) == []
@@ -149,9 +156,28 @@ def test_each_check_fails_with_its_fix_and_up_refuses_for_the_same_reason(
     assert resources(untrained) == []
 
 
+def test_a_size_that_the_kind_of_subscription_does_not_have_takes_another_one(untrained: Any) -> None:
+    told = untrained("doctor", "horses", "--size", "Standard_NC40ads_H100_v5", "--json")
+    assert "QuotaId" in of(told, "restriction")["detail"] and "--subscription" in of(told, "restriction")["fix"]
+    # Its 40 cores are more than there are, too.
+    assert [name for name, state in states(told).items() if state == "failed"] == ["restriction", "quota"]
+
+
 def test_a_size_closed_in_one_zone_is_open_to_a_vm_without_a_zone(untrained: Any) -> None:
     told = untrained("doctor", "horses", "--size", "Standard_NC4as_T4_v3", "--json")
     assert states(told)["restriction"] == "passed" and "zone 3" in of(told, "restriction")["detail"]
+
+
+def test_what_is_set_in_the_rehearsals_market_is_what_the_checks_see(untrained: Any) -> None:
+    untrained("emulator", "set", "--spot-cores", "1", "--location", "eastus")
+    untrained("emulator", "set", "--spot-price", "0.05", "--size", "Standard_D2s_v3")
+    told = untrained("doctor", "horses", "--max-price", "0.04", "--json")
+    assert [name for name, state in states(told).items() if state == "failed"] == ["quota", "price"]
+    refused = untrained("up", "horses", "--max-price", "0.04", "--json").envelope["errors"]
+    assert [(error["code"], error["blocks"]) for error in refused] == [
+        ("SpotQuotaExceeded", "spot"),
+        ("SpotPriceGreaterThanProvidedMaxPrice", "size"),
+    ]
 
 
 def test_up_names_everything_that_is_wrong_at_once(untrained: Any, cloudtrain: CommandLine) -> None:
@@ -363,6 +389,20 @@ def test_without_a_login_doctor_says_how_to_log_in(cloudtrain: CommandLine, tmp_
         PATH="",
     )
     assert up.code == 8 and cloudtrain.made() == []
+
+
+def test_a_login_with_several_subscriptions_passes_and_the_choice_is_what_is_missing(
+    quick: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cloudtrain.errors import InvalidSpec
+
+    def several(*_: object) -> None:
+        raise InvalidSpec("This login sees several subscriptions: A, B.", "Say --subscription.", "SubscriptionNeeded")
+
+    monkeypatch.setattr("cloudtrain.azure.session._azure", several)
+    told = quick("doctor", "horses", "--cloud", "azure", "--json")
+    assert told.code == 2 and states(told) == {"credential": "passed", "subscription": "failed"}
+    assert of(told, "subscription")["fix"] == "Say --subscription."
 
 
 def test_doctor_names_the_credential_that_was_used(

@@ -11,15 +11,17 @@ from cloudtrain import render
 from cloudtrain.workflow.doctor import DoctorResult
 from cloudtrain.workflow.down import DownResult
 from cloudtrain.workflow.follow import FollowResult
+from cloudtrain.workflow.history import HistoryEntry, HistoryResult, Seconds
 from cloudtrain.workflow.list_runs import ListResult, RunEntry
 from cloudtrain.workflow.logs import LogsResult
 from cloudtrain.workflow.plan import CheckInfo, Plan, PlannedResource, PriceInfo
 from cloudtrain.workflow.restart import RestartResult
 from cloudtrain.workflow.results import Training, VmInfo
 from cloudtrain.workflow.simulate_eviction import EvictionResult, TimelineEntry
-from cloudtrain.workflow.status import StatusResult
+from cloudtrain.workflow.status import RecoveryInfo, StatusResult
 from cloudtrain.workflow.stop import StopResult
 from cloudtrain.workflow.up import UpResult
+from cloudtrain.workflow.watch import WatchLine, WatchResult
 
 from .conftest import REPOSITORY
 
@@ -60,17 +62,35 @@ STATUS = StatusResult(
     vm=VM,
     training=HALF_WAY,
     note="",
+    recovery=RecoveryInfo(
+        watched=True,
+        watcher=False,
+        evictions=0,
+        with_notice=0,
+        resumes=0,
+        steps_lost=0,
+        refusals=0,
+        goodput=None,
+        next_attempt=None,
+    ),
 )
 # Fields of `data`: a promise to scripts. Adding one is fine; README has to name it.
 PROMISED = {
     UpResult: "run cloud resource_group state created seen vm training image image_built image_pushed notes",
     Plan: "run cloud subscription resource_group action location size hardware vm_image image arguments disk_gb"
-    " max_price eviction_policy bills price registers resources changes checks",
+    " max_price eviction_policy bills price besides registers terms resources changes checks",
     PlannedResource: "type name exists by_azure",
     PriceInfo: "spot on_demand most_an_hour most_a_day source at spot_since",
     DoctorResult: "run cloud subscription location size checks",
     CheckInfo: "name state detail fix",
-    StatusResult: "run cloud resource_group state intent generation created image arguments vm training note",
+    StatusResult: "run cloud resource_group state intent generation created image arguments vm training note recovery",
+    RecoveryInfo: "watched watcher evictions with_notice resumes steps_lost refusals goodput next_attempt",
+    HistoryResult: "run cloud state events earlier_events evictions with_notice without_notice refusals resumes"
+    " steps_lost seconds goodput note",
+    HistoryEntry: "at what place why step steps_lost notice_seconds price",
+    Seconds: "starting useful redone saving waiting restarting stopped",
+    WatchResult: "run cloud state action text next_look",
+    WatchLine: "at run state action text",
     LogsResult: "run source bytes",
     StopResult: "run cloud state was saved_step",
     RestartResult: "run cloud state action seen training",

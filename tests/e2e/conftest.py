@@ -54,7 +54,11 @@ class CommandLine:
 
     def __call__(self, *arguments: str, timeout: float = 300) -> Outcome:
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=timeout)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        finally:
+            # Out of time, or interrupted: it must not go on making things behind the test's back.
+            process.kill()
         return Outcome(process.returncode, out, err)
 
     def processes(self) -> list[psutil.Process]:

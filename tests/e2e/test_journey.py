@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import REPOSITORY, CommandLine
+from .journey import Journey, removed, whole_run
 
 pytest.importorskip("tensorflow", reason="the trainer is the extra 'trainer'")
 
@@ -97,22 +98,15 @@ def test_up_killed_at_ten_moments_still_makes_one_vm_and_one_trainer(cloudtrain:
     assert cloudtrain.trainers() == []
 
 
-def test_two_runs_at_once_stop_and_restart_without_touching_each_other(cloudtrain: CommandLine) -> None:
-    starting = [cloudtrain.start("up", name, "--json", "--", *SMALL_JOB) for name in ("one", "two")]
-    for process in starting:
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, out + err
-    stopped = cloudtrain("stop", "one", "--json").data
-    assert stopped["state"] == "stopped" and stopped["was"] == "running"
-    assert cloudtrain("status", "two", "--json").data["state"] == "running"
-    refused = cloudtrain("logs", "one", "--json")
-    assert refused.code == 4 and refused.envelope["errors"][0]["code"] == "VmNotRunning"
-    back = cloudtrain("restart", "one", "--json").data
-    assert back["action"] == "started"
-    assert back["training"]["resumed_from_step"] == stopped["saved_step"]
-    states = {run["run"]: run["state"] for run in cloudtrain("list", "--json").data["runs"]}
-    assert states == {"one": "running", "two": "running"}
-    assert cloudtrain("down", "one", "--json").data["left"] == []
+def test_the_journey_that_can_be_made_on_azure_beside_a_run_that_it_does_not_touch(cloudtrain: CommandLine) -> None:
+    # The other one trains for long enough to be there at the end.
+    starting = cloudtrain.start("up", "two", "--json", "--", *SMALL_JOB, "--epochs", "90")
+    with removed(Journey(cloudtrain, "one", ("--cloud", "embedded"), minutes=5)) as journey:
+        whole_run(journey, spec=(), trainer=SMALL_JOB, max_price=0.05)
+        states = {run["run"]: run["state"] for run in cloudtrain("list", "--json").data["runs"]}
+        assert states == {"one": "running", "two": "running"}
+    out, err = starting.communicate(timeout=300)
+    assert starting.returncode == 0, out + err
     assert cloudtrain("status", "two", "--json").data["state"] == "running"
     log = cloudtrain("logs", "two").out
     assert log.startswith("Training has begun at: ")

@@ -49,7 +49,7 @@ class Service:
         return self.client(credential, **options)
 
 
-class _Token:
+class Token:
     def __init__(self, token: str) -> None:
         self._token = token
 
@@ -73,7 +73,7 @@ def embedded(cloud: Cloud) -> Service:
         account="acct",
         key=cloud.key(),
         options={"transport": cloud.transport()},
-        token=_Token(cloud.azure.storage_token),
+        token=Token(cloud.azure.storage_token),
         now=cloud.clock.now,
     )
 
@@ -106,7 +106,7 @@ def azurite(directory: Path) -> Iterator[Service]:
             account="acct",
             key=key,
             options={"connection_verify": str(certificate)},
-            token=_Token(_unsigned_token()),
+            token=Token(_unsigned_token()),
             now=lambda: datetime.now(UTC),
             not_authentic=(403, "AuthorizationFailure"),
             wrong_key=(400, "InvalidAuthenticationInfo"),

@@ -8,6 +8,7 @@ from azure.core.pipeline.policies import RetryPolicy
 
 from cloudtrain.azure.errors import translated
 from cloudtrain.emulator import settings
+from cloudtrain.emulator.machines import OffCause
 from cloudtrain.emulator.settings import NotUnderstood
 from cloudtrain.errors import Blocks, CloudtrainError, Exit, Refused
 
@@ -182,6 +183,24 @@ def test_capacity_can_be_gone_for_a_time_by_size_zone_and_region(cloud: Cloud) -
     assert (error.code, error.blocks) == ("ZonalAllocationFailed", Blocks.ZONE)
     assert "Standard_D2s_v3 in zone 2" in error.message
     assert vm.vm_id
+
+
+def test_operations_take_as_long_as_on_azure_times_a_factor(cloud: Cloud) -> None:
+    cloud.group()
+    subnet = cloud.net()
+    cloud.azure.set(lambda records, _: settings.set_latency(records, "azure", 0.5))
+    began = cloud.clock.now()
+    begun = cloud.call("PUT", VM, cloud.vm_body(subnet))
+    assert begun.headers["retry-after-ms"] == "5000"
+    assert cloud.finish(begun).body["status"] == "Succeeded"
+    assert 38 <= (cloud.clock.now() - began).total_seconds() <= 38 + 5
+    took = {each.kind: each.due - each.started for each in cloud.azure.done()}
+    assert took["vm.create"] == pytest.approx(38)
+    vm = cloud.compute.virtual_machines.get("g", "vm")
+    cloud.machines.cut(vm.vm_id, OffCause.EVICTED)
+    assert cloud.power() == "deallocating"
+    cloud.clock.sleep(20)
+    assert cloud.power() == "deallocated"
 
 
 # answers, connections

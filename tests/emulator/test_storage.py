@@ -16,6 +16,7 @@ from azure.core.exceptions import HttpResponseError, ResourceNotFoundError, Serv
 from azure.storage.blob import generate_container_sas
 
 from cloudtrain.clock import SystemClock
+from cloudtrain.emulator.store import StoreError
 
 from .blob_services import CONTRIBUTOR, Service, embedded
 from .conftest import Cloud, open_cloud
@@ -182,9 +183,9 @@ def service(cloud: Cloud) -> Service:
 def test_a_token_without_a_role_opens_nothing(cloud: Cloud) -> None:
     account = cloud.account()
     cloud.blobs(credential=cloud.key()).create_container("runs")
-    from .blob_services import _Token
+    from .blob_services import Token
 
-    client = cloud.blobs(credential=_Token(cloud.azure.storage_token)).get_container_client("runs")
+    client = cloud.blobs(credential=Token(cloud.azure.storage_token)).get_container_client("runs")
     with pytest.raises(HttpResponseError) as refusal:
         client.upload_blob("b", b"x")
     assert (refusal.value.status_code, code(refusal)) == (403, "AuthorizationPermissionMismatch")
@@ -197,7 +198,7 @@ def test_a_token_without_a_role_opens_nothing(cloud: Cloud) -> None:
     cloud.clock.sleep(1)
     client.upload_blob("b", b"x")
     with pytest.raises(HttpResponseError) as elsewhere:  # a role on a container is none on the account
-        cloud.blobs(credential=_Token(cloud.azure.storage_token)).create_container("other")
+        cloud.blobs(credential=Token(cloud.azure.storage_token)).create_container("other")
     assert code(elsewhere) == "AuthorizationPermissionMismatch"
     twice = call(cloud, "PUT", f"{scope}/0f0e3c06-0000-4000-8000-000000000002", {"properties": properties})
     assert (twice.status, twice.body["error"]["code"]) == (409, "RoleAssignmentExists")
@@ -208,9 +209,9 @@ def test_a_token_without_a_role_opens_nothing(cloud: Cloud) -> None:
 
 
 def test_a_token_for_resource_manager_opens_no_blobs(cloud: Cloud, service: Service) -> None:
-    from .blob_services import _Token
+    from .blob_services import Token
 
-    client = service.client(_Token(cloud.azure.token), permit_redirects=False)
+    client = service.client(Token(cloud.azure.token), permit_redirects=False)
     with pytest.raises(HttpResponseError) as refusal:
         next(iter(client.list_containers()))
     assert (refusal.value.status_code, code(refusal)) == (401, "InvalidAuthenticationInfo")
@@ -299,6 +300,7 @@ UPLOADER = """
 import sys
 from pathlib import Path
 from cloudtrain.clock import SystemClock
+from cloudtrain.emulator.store import StoreError
 from tests.emulator.conftest import open_cloud
 
 cloud = open_cloud(Path(sys.argv[1]), clock=SystemClock())
@@ -412,3 +414,14 @@ def test_two_at_once_lose_nothing(tmp_path: Path) -> None:
         assert [line for line in text if line.startswith(f"{number} ")] == [f"{number} {n}" for n in range(15)]
     for cloud in clouds:
         cloud.azure.close()
+
+
+def test_a_damaged_index_is_named(cloud: Cloud, service: Service) -> None:
+    service.keyed().create_container("runs")
+    cloud.azure.close()
+    (index,) = (cloud.azure.root / "blobs").glob("*/index.db")
+    index.write_bytes(b"not a database" * 1000)
+    again = open_cloud(cloud.azure.root)
+    with pytest.raises(StoreError, match=r"index\.db cannot be used"):
+        again.blobs(credential=service.key).get_container_client("runs").exists()
+    again.azure.close()

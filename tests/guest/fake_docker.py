@@ -2,8 +2,8 @@
 engine.
 
 $FAKE_DOCKER holds everything: images/, containers/ID/, names/. Files there change what the engine does:
-`down` (silent), `no-pull` (its text is the error), `hang-run` (the client hangs after the container was
-started).
+`down` (silent), `no-pull` (its text is the error), `hang-pull` (never ends), `hang-run` (the client hangs
+after the container was started).
 """
 
 import json
@@ -196,6 +196,9 @@ def remove(name: str) -> int:
 
 def pull(image: str) -> int:
     (HOME / "pulled-with").write_text(json.dumps(dict(os.environ)))
+    if (HOME / "hang-pull").exists():
+        print("a1: Pulling fs layer", flush=True)
+        signal.pause()
     if (HOME / "no-pull").exists():
         return fail((HOME / "no-pull").read_text())
     print("a1: Pulling fs layer\na1: Pull complete", flush=True)

@@ -64,10 +64,12 @@ def eventually(condition: Callable[[], Any], what: str, seconds: float = 15.0) -
 
 @dataclass
 class Imds:
-    """Scheduled events as Azure serves them. answer: what to say instead, a status or raw bytes."""
+    """Scheduled events as Azure serves them. answer: what to say instead, a status or raw bytes. first_call: what the
+    answer to the first one waits for."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
     answer: int | bytes | None = None
+    first_call: threading.Event | None = None
     polls: int = 0
     acknowledged: list[str] = field(default_factory=list)
     on_acknowledge: Callable[[str], None] = lambda _: None
@@ -102,6 +104,8 @@ def serve(imds: Imds) -> ThreadingHTTPServer:
 
         def do_GET(self) -> None:
             imds.polls += 1
+            if imds.polls == 1 and imds.first_call:  # it switches the service on: up to two minutes on Azure
+                imds.first_call.wait()
             if self.headers.get("Metadata") != "true":
                 self.reply(400)
             elif isinstance(imds.answer, int):
@@ -279,6 +283,8 @@ def vm(tmp_path: Path) -> Iterator[Vm]:
     )
     made = Vm(disk, imds, environment, settings)
     yield made
+    if imds.first_call:
+        imds.first_call.set()
     made.cut_power()
     for name in ("startup.log", "eviction.log", "events.jsonl", "state.json"):
         with contextlib.suppress(OSError):

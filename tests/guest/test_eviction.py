@@ -4,6 +4,10 @@ import json
 import os
 import resource
 import signal
+import threading
+import time
+
+import pytest
 
 from cloudtrain.guest.scripts import vm_file
 
@@ -173,6 +177,44 @@ def test_a_damaged_not_before_counts_as_no_notice(vm: Vm) -> None:
     vm.imds.events = [event("Preempt", "RUN-g1", "E-9", "soon")]
     eventually(lambda: vm.imds.acknowledged, "the acknowledgement")
     assert vm.events("notice")[0]["notice_seconds"] == 0 and vm.events("gone")[0]["exit_code"] == 75
+
+
+def test_a_first_call_of_imds_that_takes_long_keeps_nothing_from_starting(vm: Vm) -> None:
+    vm.imds.first_call = threading.Event()
+    assert vm.install().seen == "progress" and vm.imds.polls == 1
+    vm.imds.preempt()
+    vm.imds.first_call.set()
+    eventually(lambda: vm.imds.acknowledged, "the notice is seen once it answers")
+    assert vm.events("gone")[0]["exit_code"] == 75
+
+
+def test_a_first_call_of_imds_that_hangs_is_given_up(vm: Vm) -> None:
+    vm.imds.first_call = threading.Event()
+    vm.install(tuning={**QUICK, "first_call_seconds": 0.3})
+    vm.imds.preempt()
+    eventually(lambda: vm.imds.acknowledged, "the next call")
+
+
+@pytest.mark.parametrize("hours", [-48, 48])
+def test_a_clock_that_jumped_takes_nothing_from_the_save(vm: Vm, hours: int) -> None:
+    """NotBefore is Azure's time: seen from a wrong clock it is long past, or days away."""
+    vm.install()
+    vm.imds.preempt(seconds=hours * 3600)
+    begun = time.monotonic()
+    eventually(lambda: vm.imds.acknowledged, "the acknowledgement")
+    assert time.monotonic() - begun < 10 and vm.events("gone")[0]["exit_code"] == 75
+    assert vm.events("gone")[0]["saved_step"] == vm.step()
+
+
+def test_the_eviction_log_rotates(vm: Vm) -> None:
+    vm.install()
+    log = vm.home / "eviction.log"
+    with log.open("a") as file:
+        file.write("x" * 1_100_000 + "\n")
+    eventually(log.with_name("eviction.log.1").exists, "the rotation")
+    vm.imds.preempt()
+    eventually(lambda: vm.imds.acknowledged, "the acknowledgement")
+    assert "eviction: notice" in log.read_text()
 
 
 def test_a_full_disk_does_not_keep_the_trainer_from_being_told(vm: Vm) -> None:

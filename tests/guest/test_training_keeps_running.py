@@ -2,13 +2,31 @@
 
 import base64
 import json
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import psutil
+import pytest
 
 from cloudtrain.guest import PULL_LOGIN
 
 from .guest_vm import Vm, begin_install, eventually, signal_all
+
+
+@pytest.fixture
+def small_disk(vm: Vm) -> Iterator[None]:
+    """A disk that can be full: the VM's /cloudtrain holds one MiB."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", vm.home], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"this user cannot mount: {mounted.stderr.strip()}")
+    yield
+    vm.cut_power()
+    subprocess.run(["umount", vm.home], check=True)
 
 
 def test_the_first_installation_ends_at_the_first_step(vm: Vm) -> None:
@@ -166,6 +184,13 @@ def test_a_pull_that_fails_falls_back_to_the_image_that_is_here(vm: Vm) -> None:
     assert vm.events("cached_image") and "no such host" in vm.events("pull_failed")[0]["reason"]
 
 
+def test_a_pull_that_never_ends_falls_back_too(vm: Vm) -> None:
+    (vm.engine / "hang-pull").touch()
+    (vm.engine / "images" / "example%trainer:1").touch()
+    assert vm.install(tuning={**vm.settings.tuning, "pull_seconds": 0.3}).seen == "progress"
+    assert "stuck" in vm.events("pull_failed")[0]["reason"] and not vm.processes("fake_docker.py pull")
+
+
 def test_a_pull_that_fails_without_an_image_is_a_clear_failure(vm: Vm) -> None:
     (vm.engine / "no-pull").write_text("denied: requested access to the resource is denied")
     outcome = vm.install()
@@ -215,6 +240,46 @@ def test_a_power_cut_is_followed_by_one_trainer_that_goes_on(vm: Vm) -> None:
     assert outcome.steps_lost is not None and outcome.steps_lost >= 1  # it had saved nothing
     assert "found cut off" in vm.journal()
     assert len(vm.trainers()) == 1 and not (vm.home / "evicting").exists()
+
+
+def test_power_cuts_in_quick_succession_make_one_trainer(vm: Vm) -> None:
+    """Boots within a minute, cut off wherever the start happens to be: while it pulls, starts, or just after."""
+    vm.install()
+    for seconds in (0.05, 0.15, 0.25, 0.4, 0.6):
+        vm.cut_power()
+        vm.boot()
+        time.sleep(seconds)
+    vm.boot()
+    eventually(lambda: vm.stage() == "running" and vm.trainers(), "training goes on")
+    reached = vm.step()
+    eventually(lambda: vm.step() > reached, "steps")
+    assert len(vm.trainers()) == 1 and len(vm.processes("run_trainer")) == 1
+    assert len(vm.processes("eviction_watch")) == 1 and not vm.events("failed")
+
+
+def test_a_full_disk_ends_in_a_failure_that_is_written_down_and_room_lets_it_go_on(vm: Vm, small_disk: None) -> None:
+    vm.install()
+    ballast = vm.home / "models" / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    eventually(lambda: (vm.home / "failed").exists() and not vm.processes("run_trainer"), "the attempts are over")
+    seen = vm.observe()
+    assert seen.failed is not None and "exit code 1" in seen.failed and len(vm.runs()) == 3
+    assert "Training has failed at: " in vm.journal() and not vm.trainers()
+    ballast.unlink()
+    again = vm.start_again()
+    assert (again.rc, again.seen) == (0, "progress") and vm.observe().failed is None
+    assert (vm.home / ".reserve").stat().st_size == 65536  # for the next time
+
+
+def test_the_startup_log_rotates(vm: Vm) -> None:
+    vm.install("--steps", "3")
+    eventually(lambda: not vm.processes("run_trainer"), "the end")
+    log = vm.home / "startup.log"
+    log.write_text("x" * 1_100_000)
+    vm.start_again()
+    assert log.stat().st_size < 10_000 and log.with_name("startup.log.1").stat().st_size == 1_100_000
 
 
 def test_output_is_copied_to_its_last_line_after_a_power_cut(vm: Vm) -> None:

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cloudtrain.errors import Blocks
 from cloudtrain.recovery import (
     PAUSES,
     RESTARTING,
     Action,
-    Blocks,
     Do,
     Guest,
     Limits,

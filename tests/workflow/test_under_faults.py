@@ -10,6 +10,7 @@ import pytest
 from tests.cli.conftest import CommandLine, Outcome
 
 Rehearsal = Callable[..., Outcome]
+PUT_VM = "VirtualMachines_CreateOrUpdate"
 
 
 def fault(rehearsal: Rehearsal, *terms: str) -> None:
@@ -165,6 +166,18 @@ def test_quota_price_and_capacity_that_were_set_are_met(rehearsal: Rehearsal) ->
         assert (told.error["code"], told.error.get("blocks", blocks)) == (name, blocks), told
         gone_without_a_trace(rehearsal)
         assert rehearsal("emulator", "set", "--defaults").code == 0
+
+
+def test_up_asks_for_one_vm_and_sends_one_run_command(
+    rehearsal: Rehearsal,
+) -> None:
+    """A fault that never strikes counts requests."""
+    for operation in ("VirtualMachineRunCommands_CreateOrUpdate", "VirtualMachines_RunCommand", PUT_VM):
+        fault(rehearsal, "503", "--on", operation, "--after", "1000")
+    assert rehearsal("up", "horses", "--json").code == 0
+    counted = rehearsal("emulator", "fault", "list", "--json").envelope["data"]["faults"]
+    assert [rule["seen"] for rule in counted] == [1, 0, 1]
+    down(rehearsal)
 
 
 # a run under way

@@ -61,8 +61,8 @@ def _refuse_public(call: Call) -> None:
 def delete(call: Call, place: Place) -> Reply:
     with place.index.write() as rows:
         container = existing_container(rows, call)
-        leases.check_write(container.lease, call, "Container")
         conditions.check_write(call, container.etag, container.modified)
+        leases.check_write(container.lease, call, "Container")
         files = rows.delete_container(call.container)
     place.index.content.remove(files)
     return Reply(202)
@@ -88,8 +88,8 @@ def set_metadata(call: Call, place: Place) -> Reply:
     metadata = call.metadata()
     with place.index.write() as rows:
         container = existing_container(rows, call)
-        leases.check_read(container.lease, call, "Container")
         conditions.check_write(call, container.etag, container.modified)
+        leases.check_read(container.lease, call, "Container")
         container.metadata = metadata
         touch(rows, container, call.now)
         rows.put_container(container)
@@ -129,8 +129,8 @@ def set_policies(call: Call, place: Place) -> Reply:
     policies = _read_policies(call.body(_LARGEST_DOCUMENT))
     with place.index.write() as rows:
         container = existing_container(rows, call)
-        leases.check_read(container.lease, call, "Container")
         conditions.check_write(call, container.etag, container.modified)
+        leases.check_read(container.lease, call, "Container")
         container.policies = policies
         touch(rows, container, call.now)
         rows.put_container(container)

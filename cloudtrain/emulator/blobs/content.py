@@ -61,7 +61,7 @@ class Content:
                 self.remove([name])
                 raise
             os.fsync(descriptor)
-            self._flush_directory()
+            flush_directory(self._directory)
             try:
                 yield Received(length, file=name, md5=digest)
             except BlobError:  # a refusal: the index does not name it. Whatever else is raised leaves that open.
@@ -121,13 +121,6 @@ class Content:
         finally:
             os.close(descriptor)
 
-    def _flush_directory(self) -> None:
-        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
 
 class Reader:
     """The chosen bytes of a blob, read while they are sent. Has to be closed."""
@@ -157,6 +150,15 @@ class Reader:
             part = self._parts.pop()
             if not isinstance(part, bytes):
                 os.close(part[0])
+
+
+def flush_directory(path: Path) -> None:
+    """The names in it are on disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _md5(data: bytes = b"") -> "hashlib._Hash":

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloudtrain.emulator.blobs.content import Content, Received, Stretch
+from cloudtrain.emulator.blobs.content import Content, Received, Stretch, flush_directory
 from cloudtrain.emulator.blobs.leases import Lease
 from cloudtrain.emulator.store import UnusableStore
 
@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS blocks (
   container TEXT NOT NULL, blob TEXT NOT NULL, block_id TEXT NOT NULL, position INTEGER NOT NULL, size INTEGER NOT NULL,
   file TEXT NOT NULL, staged REAL NOT NULL, PRIMARY KEY (container, blob, block_id)) WITHOUT ROWID;
 """
+_VERSION = 1
 _TICKS_TO_1970 = 621355968000000000  # .NET's: 100 ns since year 1
 _UNCOMMITTED_SECONDS = 7 * 24 * 3600.0
 
@@ -251,6 +252,10 @@ class Rows:
         ).fetchone()
         return None if row is None else str(row[0])
 
+    def has_stale_blocks(self, now: float) -> bool:
+        query = "SELECT 1 FROM blocks WHERE staged < ? LIMIT 1"
+        return self._sql.execute(query, (now - _UNCOMMITTED_SECONDS,)).fetchone() is not None
+
     def forget_stale_blocks(self, now: float) -> None:
         """Azure discards what was staged and not committed within a week."""
         before = now - _UNCOMMITTED_SECONDS
@@ -305,10 +310,21 @@ class Index:
                 self.path.chmod(0o600)
                 self._connection.execute("PRAGMA journal_mode=WAL")
                 self._connection.execute("PRAGMA synchronous=FULL")
-                self._connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-        with self.write() as rows:
-            rows.forget_stale_blocks(now)
+                self._check_version()
+                self._connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
+            flush_directory(directory)
+            flush_directory(directory.parent)
+        with self.read() as rows:
+            stale = rows.has_stale_blocks(now)
+        if stale:
+            with self.write() as rows:
+                rows.forget_stale_blocks(now)
         self.content.sweep(self._files)
+
+    def _check_version(self) -> None:
+        found = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+        if found not in (0, _VERSION):  # 0: made just now
+            raise UnusableStore(self.path, f"it has version {found}, this cloudtrain knows {_VERSION}")
 
     def _files(self) -> set[str]:
         with self.read() as rows:

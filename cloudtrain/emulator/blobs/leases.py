@@ -102,10 +102,7 @@ def _end(duration: int, now: float) -> float | None:
 
 
 def _own(lease: Lease, call: Call) -> None:
-    given = _guid(call, "x-ms-lease-id")
-    if not lease.id:
-        raise refused("LeaseNotPresentWithLeaseOperation")
-    if given != lease.id:
+    if _guid(call, "x-ms-lease-id") != lease.id:
         raise refused("LeaseIdMismatchWithLeaseOperation")
 
 

@@ -30,6 +30,8 @@ class Page:
 def list_blobs(call: Call, place: Place) -> Reply:
     if call.query.get("startfrom"):
         raise not_emulated("startFrom in a list of blobs")
+    if "uncommittedblobs" in call.query.get("include", "").lower():
+        raise not_emulated("uncommitted blobs in a list")
     most = call.query_number("maxresults", _LARGEST_PAGE, 1, 2**31 - 1)
     prefix, delimiter = call.query.get("prefix", ""), call.query.get("delimiter", "")
     begin = max(prefix, _name_of(call.query.get("marker", "")))

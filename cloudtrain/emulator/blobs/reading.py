@@ -43,8 +43,8 @@ def read(call: Call, place: Place) -> Reply:
 def _covering(call: Call, place: Place) -> tuple[Blob, int, int, list[Stretch]]:
     with place.index.read() as rows:
         blob = existing_blob(rows, call)
-        leases.check_read(blob.lease, call, "Blob")
         conditions.check_read(call, blob.etag, blob.modified)
+        leases.check_read(blob.lease, call, "Blob")
         begin, end = _range(call, blob.size)
         return blob, begin, end, rows.covering(blob, begin, end)
 
@@ -101,8 +101,8 @@ def show(call: Call, place: Place) -> Reply:
     with place.index.read() as rows:
         blob = existing_blob(rows, call)
         blocks = len(rows.pieces(blob)) if blob.kind == "AppendBlob" else 0
-    leases.check_read(blob.lease, call, "Blob")
     conditions.check_read(call, blob.etag, blob.modified)
+    leases.check_read(blob.lease, call, "Blob")
     headers = {**_headers(blob, call.now), "Content-Length": str(blob.size), **sas.response_headers(call.query)}
     if blob.kind == "AppendBlob":
         headers["x-ms-blob-committed-block-count"] = str(blocks)
@@ -112,16 +112,16 @@ def show(call: Call, place: Place) -> Reply:
 def show_metadata(call: Call, place: Place) -> Reply:
     with place.index.read() as rows:
         blob = existing_blob(rows, call)
-    leases.check_read(blob.lease, call, "Blob")
     conditions.check_read(call, blob.etag, blob.modified)
+    leases.check_read(blob.lease, call, "Blob")
     return Reply(200, version_headers(blob) | {f"x-ms-meta-{name}": value for name, value in blob.metadata.items()})
 
 
 def delete(call: Call, place: Place) -> Reply:
     with place.index.write() as rows:
         blob = existing_blob(rows, call)
-        leases.check_write(blob.lease, call, "Blob")
         conditions.check_write(call, blob.etag, blob.modified)
+        leases.check_write(blob.lease, call, "Blob")
         files = rows.delete_blob(blob)
     place.index.content.remove(files)
     return Reply(202, {"x-ms-delete-type-permanent": "true"})
@@ -141,8 +141,8 @@ def _change(
 ) -> Reply:
     with place.index.write() as rows:
         blob = existing_blob(rows, call)
-        leases.check_write(blob.lease, call, "Blob")
         conditions.check_write(call, blob.etag, blob.modified)
+        leases.check_write(blob.lease, call, "Blob")
         blob.metadata = blob.metadata if metadata is None else metadata
         blob.properties = blob.properties if properties is None else properties
         blob.lease = leases.after_write(blob.lease, call.now)
@@ -173,6 +173,8 @@ def show_blocks(call: Call, place: Place) -> Reply:
         committed = rows.pieces(blob) if blob else []
     if blob is None and not staged:
         raise refused("BlobNotFound")
+    if blob is not None and blob.kind != "BlockBlob":
+        raise refused("InvalidBlobType")
     if blob is not None:
         leases.check_read(blob.lease, call, "Blob")
     wanted = {"committed": ["Committed"], "uncommitted": ["Uncommitted"], "all": ["Committed", "Uncommitted"]}[kind]

@@ -30,6 +30,18 @@ DOMAIN = ".blob.core.windows.net"
 _SERVER = "Windows-Azure-Blob/1.0 Microsoft-HTTPAPI/2.0"
 _READ, _LIST, _WRITE = Need("read", "o", "r", "r"), Need("read", "c", "l", "l"), Need("write", "o", "w", "w")
 _CREATE, _DELETE = Need("write", "o", "cw", "cw"), Need("delete", "o", "d", "d")
+# Headers that ask for more than is here: ignored, they would make an answer untrue.
+_NOT_EMULATED = (
+    "x-ms-structured-body",
+    "x-ms-content-crc64",
+    "x-ms-copy-source",
+    "x-ms-encryption-key",
+    "x-ms-encryption-scope",
+    "x-ms-immutability-policy-mode",
+    "x-ms-legal-hold",
+    "x-ms-if-tags",
+    "x-ms-tags",
+)
 _SHOW_CONTAINER = Need("read", "c", "", "r")
 _ACL = Need("acl", "c")
 
@@ -131,8 +143,7 @@ def account_of(environ: Mapping[str, Any]) -> tuple[str, str]:
 def _operation(call: Call) -> tuple[Handler, Need]:
     level = "blob" if call.blob else "container" if call.container else "service"
     comp, restype = call.query.get("comp", "").lower(), call.query.get("restype", "").lower()
-    if call.query.get("snapshot") or call.query.get("versionid"):
-        raise not_emulated("snapshots and versions of blobs")
+    _refuse_what_is_not_here(call)
     found = _OPERATIONS.get((level, call.method, comp))
     if found is None and call.method not in ("GET", "HEAD", "PUT", "POST", "DELETE"):
         raise refused("UnsupportedHttpVerb")
@@ -142,6 +153,16 @@ def _operation(call: Call) -> tuple[Handler, Need]:
     if restype != expected[level]:
         raise bad_query("restype", restype)
     return found
+
+
+def _refuse_what_is_not_here(call: Call) -> None:
+    if call.query.get("snapshot") or call.query.get("versionid"):
+        raise not_emulated("snapshots and versions of blobs")
+    for name in _NOT_EMULATED:
+        if call.header(name):
+            raise not_emulated(f"the header {name}")
+    if call.header("x-ms-access-tier") not in ("", "Hot"):
+        raise not_emulated(f"the access tier {call.header('x-ms-access-tier')}")
 
 
 def _check_version(call: Call) -> None:

@@ -76,9 +76,6 @@ def _check_writable(call: Call, place: Place, existing: Blob | None) -> None:
 @contextmanager
 def _received(call: Call, place: Place, largest: int, *, hashed: bool = False) -> Iterator[Received]:
     """The body, on disk, checked against the MD5 that was sent."""
-    for unknown in ("x-ms-structured-body", "x-ms-content-crc64", "x-ms-copy-source", "x-ms-encryption-key"):
-        if call.header(unknown):
-            raise not_emulated(f"the header {unknown}")
     if call.length > largest:
         raise refused("RequestBodyTooLarge", MaxLimit=str(largest))
     expected = _sent_md5(call)
@@ -170,9 +167,9 @@ def _block_id(call: Call) -> str:
 def _check_block(rows: Rows, call: Call, block_id: str) -> None:
     existing = rows.blob(call.container, call.blob)
     if existing is not None:
-        leases.check_write(existing.lease, call, "Blob")
         if existing.kind != "BlockBlob":
             raise refused("InvalidBlobType")
+        leases.check_write(existing.lease, call, "Blob")
     other = rows.one_staged(call.container, call.blob)
     if other is not None and len(other) != len(block_id):
         raise refused("InvalidBlobOrBlock")  # all ids of one blob have one length
@@ -188,6 +185,7 @@ def put_block_list(call: Call, place: Place) -> Reply:
         before = rows.blob(call.container, call.blob)
         if before is not None and before.kind != "BlockBlob":
             raise refused("InvalidBlobType")
+        _check_writable(call, place, before)
         pieces = _chosen(wanted, rows.pieces(before) if before else [], rows.staged(call.container, call.blob))
         size = sum(piece.size for piece in pieces)
         blob = _replaced(rows, call, place, "BlockBlob", properties, metadata, size)
@@ -238,8 +236,8 @@ def append(call: Call, place: Place) -> Reply:
 def _check_append(call: Call, blob: Blob) -> None:
     if blob.kind != "AppendBlob":
         raise refused("InvalidBlobType")
-    leases.check_write(blob.lease, call, "Blob")
     conditions.check_write(call, blob.etag, blob.modified)
+    leases.check_write(blob.lease, call, "Blob")
     position, largest = call.number("x-ms-blob-condition-appendpos"), call.number("x-ms-blob-condition-maxsize")
     if position is not None and position != blob.size:
         raise refused("AppendPositionConditionNotMet")

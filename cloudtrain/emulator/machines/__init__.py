@@ -30,6 +30,7 @@ class MachineSpec:
     size: str
     priority: str
     eviction_policy: str
+    identity_tokens: Mapping[str, str] = field(default_factory=dict)  # of its managed identity, by audience
     admin_username: str = "azureuser"
     ssh_public_keys: Sequence[str] = ()
     user_data: str = ""  # base64, as sent

@@ -2,7 +2,8 @@
 
 Protocol: learn.microsoft.com/azure/virtual-machines/linux/scheduled-events and .../instance-metadata-service.
 Not emulated: the first call's wait of up to 2 minutes, and Reboot events (a reboot asked for through Azure happens at
-once, as with `userInitiatedReboot.automaticallyApprove`). There is no managed identity.
+once, as with `userInitiatedReboot.automaticallyApprove`). Tokens of a managed
+identity are those of the embedded tenant, and do not end.
 """
 
 import json
@@ -15,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 _VERSION = re.compile(r"20\d\d-\d\d-\d\d")
 _LARGEST_REQUEST = 1 << 20
+_TOKEN_SECONDS = 86399
 
 
 @dataclass
@@ -115,7 +117,7 @@ def answer(request: Request, events: ScheduledEvents, spec: dict[str, Any]) -> R
         case ["metadata", "instance"]:
             return _instance(path[2:], query, spec)
         case ["metadata", "identity"]:
-            return _bad("invalid_request", error_description="Identity not found")
+            return _token(path[2:], query, spec)
     return _error(404, "Not found")
 
 
@@ -147,6 +149,32 @@ def _instance(path: list[str], query: dict[str, str], spec: dict[str, Any]) -> R
     if path and not isinstance(found, dict | list):
         return _bad("Bad request. A leaf is served with format=text only")
     return _json(found)
+
+
+def _token(path: list[str], query: dict[str, str], spec: dict[str, Any]) -> Response:
+    if [part.lower() for part in path] != ["oauth2", "token"]:
+        return _error(404, "Not found")
+    tokens: dict[str, str] = spec.get("identity_tokens") or {}
+    if not tokens:
+        return _bad("invalid_request", error_description="Identity not found")
+    resource = query.get("resource", "")
+    token = tokens.get(resource.rstrip("/").lower())
+    if token is None:
+        said = f"AADSTS500011: The resource principal named {resource} was not found in the tenant."
+        return _bad("invalid_resource", error_description=said)
+    now = int(time.time())
+    return _json(
+        {
+            "access_token": token,
+            "client_id": spec["vm_id"],
+            "expires_in": str(_TOKEN_SECONDS),
+            "expires_on": str(now + _TOKEN_SECONDS),
+            "ext_expires_in": str(_TOKEN_SECONDS),
+            "not_before": str(now),
+            "resource": resource,
+            "token_type": "Bearer",
+        }
+    )
 
 
 def instance_document(spec: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ CONTAINER = "cloudtrain-trainer"
 TUNING: dict[str, Any] = {
     "engine_seconds": 600.0,  # how long a Docker engine that does not answer is waited for
     "pull_pauses": [5.0, 20.0],  # between attempts to pull an image that is not here
+    "pull_seconds": 3600.0,  # a pull that takes longer is stuck: docker's own has no limit
     "retry_pauses": [5.0, 15.0, 60.0, 300.0],  # after a crash without progress; then it has failed
     "settle_seconds": 1.0,  # a container can end a moment before this script hears that the VM goes down
     "log_bytes": 16 * 1024 * 1024,  # container.log rotates beyond it, keeping one old file
@@ -81,6 +82,22 @@ def write(path: Path, content: bytes, *, sync: bool = False) -> bool:
 
 def write_json(path: Path, content: dict[str, Any], *, sync: bool = False) -> bool:
     return write(path, json.dumps(content).encode() + b"\n", sync=sync)
+
+
+RESERVE = ROOT / ".reserve"
+RESERVE_BYTES = 64 * 1024
+
+
+def keep_reserve() -> None:
+    """Room for the last words of a run whose disk is full: given up with `give_up_reserve`, kept anew here."""
+    with contextlib.suppress(OSError):
+        if not RESERVE.exists() or RESERVE.stat().st_size < RESERVE_BYTES:
+            RESERVE.write_bytes(os.urandom(RESERVE_BYTES))  # zeros might take no room
+
+
+def give_up_reserve() -> None:
+    with contextlib.suppress(OSError):
+        RESERVE.unlink()
 
 
 def say(text: str) -> None:
@@ -156,6 +173,13 @@ def steps_lost(seen: dict[str, Any]) -> int | None:
     if before is None:
         return None
     return max(0, before - (step_of(seen, "resumed_from_step") or 0))
+
+
+def last_seen() -> float | None:
+    """When the trainer before this start last told of itself, in epoch seconds."""
+    before = read_json(ROOT / "progress.before.json")
+    told = before.get("time") if before else None
+    return float(told) if isinstance(told, (int, float)) and not isinstance(told, bool) else None
 
 
 def identity(pid: int) -> str:

@@ -135,6 +135,22 @@ def pull_once(image: str, state: State) -> str:
         )
     except OSError as error:
         return str(error)
+    limit = threading.Timer(guest.tuning("pull_seconds"), client.kill)
+    limit.start()
+    try:
+        last = follow_pull(client, image, state)
+    finally:
+        limit.cancel()
+    code = client.wait()
+    if code == 0:
+        return ""
+    if code == -signal.SIGKILL:
+        return f"docker pull was stuck and killed, or killed by somebody; the last it said: {last}"
+    return last or f"docker pull ended with {code}"
+
+
+def follow_pull(client: "subprocess.Popen[bytes]", image: str, state: State) -> str:
+    """Tells how far it is; the last line that it printed."""
     layers: dict[bytes, bool] = {}
     last, shown = b"", 0.0
     for line in client.stdout or ():
@@ -145,9 +161,7 @@ def pull_once(image: str, state: State) -> str:
         if layers and time.monotonic() - shown > 1:
             shown = time.monotonic()
             state.stage("pull", f"{image}, {sum(layers.values())} of {len(layers)} layers")
-    if client.wait() == 0:
-        return ""
-    return last.decode(errors="replace")[-300:] or f"docker pull ended with {client.returncode}"
+    return last.decode(errors="replace")[-300:]
 
 
 def run_command(wanted: dict[str, Any]) -> list[str]:
@@ -219,7 +233,9 @@ class Tick:
             self.stepped = True
             resumed, step = guest.step_of(seen, "resumed_from_step"), guest.step_of(seen)
             lost = guest.steps_lost(seen)
-            guest.event("first_step", step=step, resumed_from_step=resumed, steps_lost=lost)
+            guest.event(
+                "first_step", step=step, resumed_from_step=resumed, steps_lost=lost, last_seen=guest.last_seen()
+            )
             self.state.stage("running", f"step {step}")
         if time.monotonic() - self.checked > guest.tuning("check_seconds"):
             self.checked = time.monotonic()
@@ -302,7 +318,9 @@ def remember_end(name: str, ended: Any, note: str = "") -> None:
 def conclude(name: str, state: State, **fields: Any) -> None:
     """Leave the file `finished` or `failed`, which outlives this program."""
     content = {"time": time.time(), "session": state.fields["session"], **fields}
-    guest.write_json(guest.ROOT / name, content, sync=True)
+    if not guest.write_json(guest.ROOT / name, content, sync=True):
+        guest.give_up_reserve()
+        guest.write_json(guest.ROOT / name, content, sync=True)
     state.stage(name, str(fields.get("reason", "")), sync=True)
 
 
@@ -446,16 +464,17 @@ def main() -> int:
     session = Session()
     state = session.state
     (guest.ROOT / "failed").unlink(missing_ok=True)
+    guest.keep_reserve()
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     guest.event("session", session=state.fields["session"], uptime=uptime)
     guest.say(f"session {state.fields['session']} begins")
     try:
         supervise(session)
     except Failed as failure:
+        conclude("failed", state, reason=str(failure))  # first: on a full disk it makes room for the others
         guest.say(f"failed: {failure}")
         guest.event("failed", reason=str(failure))
         guest.journal("has failed", str(failure))
-        conclude("failed", state, reason=str(failure))
         return 1
     guest.say(f"session {state.fields['session']} ends: {state.fields['stage']}")
     return 0

@@ -1,0 +1,181 @@
+"""`history`: what happened to a run, and where its time went: the watcher's notes, and what the guest's disk tells."""
+
+from datetime import UTC, datetime
+
+import msgspec
+
+from cloudtrain.azure import group as groups
+from cloudtrain.azure import notes
+from cloudtrain.azure import vm as vms
+from cloudtrain.azure.group import Group
+from cloudtrain.azure.run_command import GuestUnreachable
+from cloudtrain.azure.vm import PowerState
+from cloudtrain.errors import Refused
+from cloudtrain.guest.observation import GuestEvent, Observation
+from cloudtrain.recovery import history as told
+from cloudtrain.recovery.history import Event, Record
+from cloudtrain.workflow import training
+from cloudtrain.workflow.context import Context
+from cloudtrain.workflow.state import state_of
+
+
+class HistoryEntry(msgspec.Struct, frozen=True):
+    """at: ISO 8601. place: size and location. why: Azure's code, or words. price: USD an hour, by list."""
+
+    at: str
+    what: str
+    place: str
+    why: str
+    step: int | None
+    steps_lost: int | None
+    notice_seconds: float | None
+    price: float | None
+
+
+class Seconds(msgspec.Struct, frozen=True):
+    """What the time was spent on; see `recovery.history.Sums`."""
+
+    starting: float = 0.0
+    useful: float = 0.0
+    redone: float = 0.0
+    saving: float = 0.0
+    waiting: float = 0.0
+    restarting: float = 0.0
+    stopped: float = 0.0
+
+
+class HistoryResult(msgspec.Struct, frozen=True):
+    """earlier_events: how many older events are kept as sums only. goodput: the useful share of the time in which the
+    run was wanted. note: why the guest's part may be missing; '' as a rule."""
+
+    run: str
+    cloud: str
+    state: str
+    events: list[HistoryEntry]
+    earlier_events: int
+    evictions: int
+    with_notice: int
+    without_notice: int
+    refusals: int
+    resumes: int
+    steps_lost: int
+    seconds: Seconds
+    goodput: float | None
+    note: str
+
+
+def history(ctx: Context, run: str) -> HistoryResult:
+    """Raises NoSuchRun."""
+    group = groups.get(ctx.session, run)
+    vm = vms.find(ctx.session, group)
+    record, note = notes.history(group), ""
+    if vm is not None and vm.power is PowerState.RUNNING:
+        try:
+            with ctx.progress.step("asking the guest", usually="20 to 40 s on Azure"):
+                record = _take_all_over(ctx, group)
+        except (GuestUnreachable, Refused) as error:
+            note = f"The guest could not be asked for its part: {error.message}"
+    elif group.trained:
+        note = "The VM is off: what it noted since it was last read is on its disk, and is shown once it runs."
+    return _result(ctx, group, record, state_of(group, vm, None), note)
+
+
+def where_read_to(group: Group) -> int:
+    """Position in the guest's events up to which they were taken over; another generation has another disk."""
+    record = notes.history(group)
+    return record.read if record.generation == group.generation else 0
+
+
+def take_over(ctx: Context, group: Group, seen: Observation) -> list[Event]:
+    """Keep what an observation tells of the guest's events from `where_read_to` on; returns what is new."""
+    events = [event for each in seen.events if (event := in_our_words(each)) is not None]
+    known = notes.history(group)
+    if events or seen.events_offset != where_read_to(group):
+        read = (seen.events_offset, group.generation)
+        notes.append(ctx.session, group, events, read=read)
+    return [event for event in events if event not in known.events]
+
+
+def _take_all_over(ctx: Context, group: Group) -> Record:
+    while True:
+        seen = training.observe(ctx, group, events=where_read_to(group))
+        take_over(ctx, group, seen)
+        group = groups.get(ctx.session, group.run)
+        if not seen.events:
+            return notes.history(group)
+
+
+# The guest's word -> ours. Whatever else it notes belongs to its logs.
+WORDS = {
+    "notice": "notice",
+    "gone": "saved",
+    "session": "booted",
+    "stop_asked": "stop asked",
+    "finished": "finished",
+    "failed": "failed",
+    "shut_down": "shut down",
+}
+
+
+def in_our_words(event: GuestEvent) -> Event | None:
+    details = event.details
+    if event.event == "first_step":
+        resumed = _whole(details.get("resumed_from_step"))
+        return Event(
+            at=round(event.time, 1),
+            what="resumed" if resumed else "began",
+            step=resumed,
+            lost=_whole(details.get("steps_lost")),
+            seen=_number(details.get("last_seen")),
+        )
+    if event.event not in WORDS:
+        return None
+    return Event(
+        at=round(event.time, 1),
+        what=WORDS[event.event],
+        why=str(details.get("reason") or "")[:120],
+        step=_whole(details.get("saved_step")),
+        notice=_number(details.get("notice_seconds")),
+    )
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(value: object) -> float | None:
+    return round(float(value), 1) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _result(ctx: Context, group: Group, record: Record, state: str, note: str) -> HistoryResult:
+    total = told.sums(record, group.begun, ctx.clock.now().timestamp())
+    goodput = told.goodput(total)
+    return HistoryResult(
+        run=group.run,
+        cloud=ctx.session.cloud,
+        state=state,
+        events=[_entry(event) for event in record.events],
+        earlier_events=record.folded,
+        evictions=total.evictions,
+        with_notice=total.with_notice,
+        without_notice=total.evictions - total.with_notice,
+        refusals=total.refusals,
+        resumes=total.resumes,
+        steps_lost=total.steps_lost,
+        seconds=Seconds(**{name: round(getattr(total, name), 1) for name in Seconds.__struct_fields__}),
+        goodput=None if goodput is None else round(goodput, 4),
+        note=note,
+    )
+
+
+def _entry(event: Event) -> HistoryEntry:
+    return HistoryEntry(
+        at=datetime.fromtimestamp(event.at, UTC).isoformat(timespec="milliseconds"),
+        what=event.what,
+        place=event.place,
+        why=event.why,
+        step=event.step,
+        steps_lost=event.lost,
+        notice_seconds=event.notice,
+        price=event.price,
+    )

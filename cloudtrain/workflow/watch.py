@@ -1,0 +1,361 @@
+"""`watch`: look at a run, decide, do, note it down, say it; and again. All it knows between two looks is in the cloud,
+so another watcher, on another machine, goes on where this one was killed."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+import msgspec
+
+from cloudtrain import recovery
+from cloudtrain.azure import group as groups
+from cloudtrain.azure import health, lease, notes
+from cloudtrain.azure import vm as vms
+from cloudtrain.azure.group import Group, Intent
+from cloudtrain.azure.run_command import GuestUnreachable
+from cloudtrain.azure.vm import PowerState, Vm
+from cloudtrain.errors import Blocks, CloudtrainError, Exit, NoSuchRun, Refused
+from cloudtrain.guest.observation import Observation as GuestObservation
+from cloudtrain.recovery import Action, Do, Guest, Memory, Observation, Place, Power, Want
+from cloudtrain.recovery.history import Event
+from cloudtrain.workflow import history, power, training, up
+from cloudtrain.workflow.context import Context
+from cloudtrain.workflow.results import Training, last_known
+from cloudtrain.workflow.state import FAILED, state_of
+from cloudtrain.workflow.stop import stop
+
+# The VM is looked at more often than its guest: asking that takes 20 to 40 s on Azure.
+LOOKS_PER_GUEST_LOOK = 12
+# What leaves the run other than it was looked at.
+CHANGING = recovery.RESTARTING | {Do.SAVE_AND_STOP, Do.RELEASE, Do.HONOUR_STOP}
+# So long a run without a VM is believed to be in the hands of the `up` that makes it.
+MAKING_SECONDS = 900.0
+
+
+class WatchLine(msgspec.Struct, frozen=True):
+    """One line of what a watcher says. at: ISO 8601. action: what was done, in `recovery.Do`'s words."""
+
+    at: str
+    run: str
+    state: str
+    action: str
+    text: str
+
+
+class WatchResult(msgspec.Struct, frozen=True):
+    """How the watching ended. next_look: ISO 8601, when the next attempt is due, where one waits for it."""
+
+    run: str
+    cloud: str
+    state: str
+    action: str
+    text: str
+    next_look: str | None
+
+
+def watch(ctx: Context, run: str, *, once: bool, emit: Callable[[WatchLine], None]) -> WatchResult:
+    """once: one look. Else until the run is over: finished, failed, stopped, or gone. Raises NoSuchRun."""
+    watcher = _Watcher(ctx, run, emit, lease.new_holder())
+    group = groups.get(ctx.session, run)
+    try:
+        while True:
+            look = watcher.look()
+            if once or look.over:
+                return look.result
+            ctx.clock.sleep(interval(ctx))
+    finally:
+        watcher.leave(group)
+
+
+def error_of(result: WatchResult) -> CloudtrainError | None:
+    """What is wrong with a run whose watching ended so."""
+    if result.state == FAILED:
+        return CloudtrainError(
+            "TrainingFailed",
+            f"Run '{result.run}' has failed: {result.text}.",
+            f"cloudtrain restart {result.run}  tries again; cloudtrain logs {result.run} --source container  then "
+            "shows what the trainer said.",
+            Exit.TRAINING_FAILED,
+        )
+    if result.action == Do.REPORT.value:
+        return CloudtrainError(
+            "NothingToGoOnFrom",
+            f"Run '{result.run}': {result.text}.",
+            f"cloudtrain status {result.run}  shows it; cloudtrain up {result.run}  begins anew.",
+            Exit.REFUSED,
+        )
+    return None
+
+
+def interval(ctx: Context) -> float:
+    """Seconds between two looks at the VM's power state."""
+    return max(1.0, ctx.session.capabilities.poll_seconds)
+
+
+@dataclass(frozen=True)
+class _Look:
+    result: WatchResult
+    over: bool
+
+
+@dataclass
+class _Watcher:
+    ctx: Context
+    run: str
+    emit: Callable[[WatchLine], None]
+    holder: str
+    said: str = ""
+    looks: int = 0
+    failures: int = 0
+    # What the guest told at this look.
+    told: Training | None = None
+    news: list[Event] = field(default_factory=list)
+
+    def look(self) -> _Look:
+        """Once it has begun it never ends because a request was refused or lost: that says nothing of the run."""
+        self.told, self.news = None, []
+        try:
+            look = self._look()
+        except NoSuchRun:
+            if not self.said:
+                raise
+            return self._say("deleted", Do.NOTHING, "the run is gone", over=True)
+        except CloudtrainError as error:
+            if error.exit_code is Exit.TRAINING_FAILED or not self.said:
+                raise
+            self.failures += 1
+            look = self._say("unknown", Do.WAIT, f"this look failed: {error.message}")
+            self.ctx.clock.sleep(recovery.pause_after(self.failures, random.random()))
+            return look
+        self.failures = 0
+        return look
+
+    def _look(self) -> _Look:
+        group = groups.get(self.ctx.session, self.run)
+        if group.deleting:
+            return self._say("deleting", Do.NOTHING, "the run is being deleted", over=True)
+        vm = vms.find(self.ctx.session, group)
+        if not lease.take(self.ctx.session, group, self.holder, self._now()):
+            return self._say(state_of(group, vm, None), Do.NOTHING, "another watcher, or a command, looks after it")
+        before = self._observe(group, vm)
+        observation = msgspec.structs.replace(before, memory=recovery.seen(before))
+        action = recovery.decide(observation)
+        # Noted down before it is done: whoever is killed now has at most tried less often than it says.
+        self._note(group, vm, before, observation)
+        memory = self._do(group, vm, observation, action)
+        if memory != observation.memory:
+            notes.set_memory(self.ctx.session, group, memory)
+        return self._conclude(group, vm, action, memory)
+
+    def leave(self, group: Group) -> None:
+        try:
+            lease.release(self.ctx.session, group, self.holder)
+        except CloudtrainError:
+            # Out of reach: the lease ends by itself.
+            return
+
+    # what is seen
+
+    def _observe(self, group: Group, vm: Vm | None) -> Observation:
+        memory, spec = notes.memory(group), group.spec
+        state = self._power(group, vm)
+        here = Place(vm.size if vm else spec.size, group.location, spot=vm is None or vm.priority != "Regular")
+        wanted = group.intent is Intent.RUNNING
+        off = vm is not None and vm.power in (PowerState.DEALLOCATED, PowerState.STOPPED)
+        return Observation(
+            now=self._now(),
+            want=Want(group.intent.value),
+            power=state,
+            place=here,
+            watched=group.watched,
+            places=tuple(Place(size, group.location) for size in (spec.size, *spec.other_sizes)),
+            trained=group.trained,
+            saved_step=group.progress.saved,
+            user_stopped=(
+                health.stopped_by_somebody(self.ctx.session, vm.id, group.wanted_since)
+                if vm is not None and off and wanted and not memory.off_since
+                else None
+            ),
+            failure=vm.failure if vm else "",
+            guest=self._guest(group, vm) if group.watched else None,
+            memory=memory,
+            # The same for every watcher that looks at this attempt.
+            jitter=random.Random(f"{group.id} {memory.off_since} {memory.refused}").random(),
+        )
+
+    def _power(self, group: Group, vm: Vm | None) -> Power:
+        if vm is None:
+            young = self._now() - group.begun < MAKING_SECONDS
+            return Power.MOVING if young and not group.trained else Power.GONE
+        if vm.provisioning in power.ON_THE_WAY or vm.power in power.MOVING:
+            return Power.MOVING
+        if vm.gone_wrong and vm.power is not PowerState.RUNNING and not group.trained:
+            return Power.FAILED
+        known = {
+            PowerState.RUNNING: Power.RUNNING,
+            PowerState.STOPPED: Power.STOPPED,
+            PowerState.DEALLOCATED: Power.DEALLOCATED,
+        }
+        return known.get(vm.power, Power.FAILED if vm.gone_wrong else Power.MOVING)
+
+    def _guest(self, group: Group, vm: Vm | None) -> Guest | None:
+        """What the guest says, where it can be asked and it is time to; of a VM that is off, what was last known."""
+        if vm is None or vm.power is not PowerState.RUNNING:
+            last = last_known(group.progress)
+            failed = f"exit code {last.exit_code}" if last and last.failed else ""
+            return Guest(finished=bool(last and last.finished), failed=failed)
+        due = self.looks % LOOKS_PER_GUEST_LOOK == 0
+        self.looks += 1
+        return self._ask_guest(group) if due else None
+
+    def _ask_guest(self, group: Group) -> Guest | None:
+        try:
+            seen = training.observe(self.ctx, group, events=history.where_read_to(group))
+        except (GuestUnreachable, Refused):
+            # It boots, or is busy, or the network is: asked again at the next look. It says nothing of the VM.
+            self.looks = 0
+            return None
+        self.told = training.of(seen)
+        if group.trained:
+            training.remember(self.ctx, group, self.told)
+        self.news = history.take_over(self.ctx, group, seen)
+        if not self.told.under_way and not seen.failed and not seen.finished:
+            self.looks = 0
+        return Guest(under_way=self.told.under_way, finished=seen.finished, failed=_why_failed(seen))
+
+    # what is done
+
+    def _do(self, group: Group, vm: Vm | None, observation: Observation, action: Action) -> Memory:
+        """Returns the memory after it."""
+        if action.do in recovery.RESTARTING and action.place is not None:
+            return self._bring_back(group, vm, observation, action, action.place)
+        if action.do is Do.SAVE_AND_STOP:
+            stop(self.ctx, self.run, why=action.why)
+        elif action.do is Do.RELEASE:
+            groups.set_intent(self.ctx.session, group, Intent.FINISHED, self.ctx.clock.now())
+            with self.ctx.progress.step("deallocating the VM", usually="10 to 30 s on Azure"):
+                vms.deallocate(self.ctx.session, group, self.ctx.clock)
+            self._record(group, "released", why=action.why)
+        elif action.do is Do.HONOUR_STOP:
+            groups.set_intent(self.ctx.session, group, Intent.STOPPED, self.ctx.clock.now())
+            self._record(group, "stopped", why=action.why)
+        return observation.memory
+
+    def _bring_back(
+        self, group: Group, vm: Vm | None, observation: Observation, action: Action, place: Place
+    ) -> Memory:
+        if not self._still_wanted():
+            return observation.memory
+        try:
+            if action.do is Do.RECREATE:
+                self._recreate(group, vm, place)
+            else:
+                self._start(group, place, resize=action.do is Do.RESIZE)
+        except Refused as refusal:
+            self._record(group, "refused", where=place.in_words, why=refusal.code)
+            return recovery.after_refusal(observation, place, refusal.code, refusal.blocks or Blocks.SIZE)
+        what = {Do.START: "started", Do.RESIZE: "resized", Do.RECREATE: "recreated"}[action.do]
+        self._record(group, what, where=place.in_words)
+        self.looks = 0
+        if not self._still_wanted():
+            # Somebody ran `stop` while the VM was being started, and may have found it off.
+            vms.deallocate(self.ctx.session, group, self.ctx.clock)
+        return recovery.after_start(observation.memory)
+
+    def _start(self, group: Group, place: Place, *, resize: bool) -> None:
+        if resize:
+            with self.ctx.progress.step(f"changing the VM to {place.size}"):
+                vms.update(self.ctx.session, group, {"hardwareProfile": {"vmSize": place.size}})
+        with self.ctx.progress.step("starting the VM", usually="about a minute on Azure"):
+            vms.start(self.ctx.session, group, self.ctx.clock)
+
+    def _recreate(self, group: Group, vm: Vm | None, place: Place) -> None:
+        if vm is not None:
+            with self.ctx.progress.step("removing the VM that could not be made"):
+                vms.delete(self.ctx.session, group, self.ctx.clock)
+        moved = replace(group, spec=msgspec.structs.replace(group.spec, size=place.size))
+        up.create_vm(self.ctx, moved)
+        training.begin(self.ctx, moved)
+
+    def _still_wanted(self) -> bool:
+        now = groups.find(self.ctx.session, self.run)
+        return now is not None and not now.deleting and now.intent is Intent.RUNNING and now.watched
+
+    # what is noted, and said
+
+    def _note(self, group: Group, vm: Vm | None, before: Observation, observation: Observation) -> None:
+        if observation.memory == before.memory:
+            return
+        if observation.memory.off_since and not before.memory.off_since:
+            why = "" if observation.user_stopped is False else "Azure tells no cause"
+            self._record(group, "evicted", where=observation.place.in_words, why=why)
+        notes.set_memory(self.ctx.session, group, observation.memory)
+
+    def _record(self, group: Group, what: str, *, where: str = "", why: str = "") -> None:
+        notes.add(self.ctx.session, group, Event(at=self._now(), what=what, place=where, why=why[:120]))
+
+    def _conclude(self, group: Group, vm: Vm | None, action: Action, memory: Memory) -> _Look:
+        if action.do in CHANGING or self.told is not None:
+            group = groups.get(self.ctx.session, self.run)
+            vm = vms.find(self.ctx.session, group)
+        state = state_of(group, vm, self.told)
+        waits = memory.next_at if memory.next_at > self._now() else None
+        ended = group.intent is not Intent.RUNNING and (vm is None or vm.power is PowerState.DEALLOCATED)
+        over = ended or (action.do is Do.REPORT and vm is None)
+        return self._say(state, action.do, self._text(action, memory, waits), over=over, until=waits)
+
+    def _text(self, action: Action, memory: Memory, waits: float | None) -> str:
+        resumed = [event for event in self.news if event.what == "resumed"]
+        if action.do in recovery.RESTARTING:
+            place = action.place.in_words if action.place else ""
+            if memory.refused and memory.code:
+                text = f"{action.why}; {place} was refused ({memory.code})"
+                return text + (f"; next attempt at {_clock(waits)}" if waits else "; the next place at once")
+            return f"{action.why}; {_DONE[action.do]} {place}".rstrip()
+        if action.do is Do.WAIT and waits:
+            return f"{action.why}; next attempt at {_clock(waits)}"
+        if resumed:
+            lost = resumed[-1].lost
+            return f"resumed from step {resumed[-1].step}, {'unknown' if lost is None else lost} steps lost"
+        if action.do is Do.NOTHING and self.told is not None and self.told.step is not None:
+            total = f" of {self.told.total_steps}" if self.told.total_steps else ""
+            return f"{action.why}, step {self.told.step}{total}"
+        return action.why
+
+    def _say(self, state: str, do: Do, text: str, *, over: bool = False, until: float | None = None) -> _Look:
+        # A healthy run is said once, however far it gets.
+        key = f"{state} {do} {text.partition(', step ')[0]}"
+        if key != self.said:
+            at = self.ctx.clock.now().isoformat(timespec="seconds")
+            self.emit(WatchLine(at=at, run=self.run, state=state, action=do.value, text=text))
+            self.said = key
+        result = WatchResult(
+            run=self.run,
+            cloud=self.ctx.session.cloud,
+            state=state,
+            action=do.value,
+            text=text,
+            next_look=None if until is None else _moment(until).isoformat(timespec="seconds"),
+        )
+        return _Look(result, over)
+
+    def _now(self) -> float:
+        return self.ctx.clock.now().timestamp()
+
+
+_DONE = {Do.START: "started", Do.RESIZE: "changed to and started", Do.RECREATE: "made anew:"}
+
+
+def _why_failed(seen: GuestObservation) -> str:
+    return seen.failed or ""
+
+
+def _moment(epoch: float) -> datetime:
+    from datetime import UTC
+
+    return datetime.fromtimestamp(epoch, UTC)
+
+
+def _clock(epoch: float | None) -> str:
+    return "" if epoch is None else f"{_moment(epoch):%H:%M:%S} UTC"
