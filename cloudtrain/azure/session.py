@@ -199,7 +199,13 @@ def embedded_azure(home: Path, clock: Clock, trainer: list[str] | None = None) -
 
     root = home / "emulator"
     images = {REHEARSAL_IMAGE: trainer or _trainer_command(), TUTORIAL_IMAGE: _tutorial_command()}
-    machines = ProcessMachines(root / "vms", clock=clock, images=images, readable=_python_directories())
+    machines = ProcessMachines(
+        root / "vms",
+        clock=clock,
+        images=images,
+        readable=_python_directories(),
+        blob_server=_python_module("cloudtrain.emulator.blobs.server", str(root)),
+    )
     with _store_errors():
         return EmbeddedAzure(root, clock=clock, machines=machines)
 
@@ -361,8 +367,12 @@ def _only_subscription(credential: Any, options: dict[str, Any]) -> str:
 
 
 def _trainer_command() -> list[str]:
+    return _python_module("trainer")
+
+
+def _python_module(*arguments: str) -> list[str]:
     # The package is found where this one lies, installed or in a checkout.
-    return ["/usr/bin/env", f"PYTHONPATH={Path(__file__).parents[2]}", sys.executable, "-m", "trainer"]
+    return ["/usr/bin/env", f"PYTHONPATH={Path(__file__).parents[2]}", sys.executable, "-m", *arguments]
 
 
 def _tutorial_command() -> list[str]:
