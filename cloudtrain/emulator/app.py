@@ -27,6 +27,7 @@ from cloudtrain.emulator import (
     providers,
     resources,
     run_command,
+    schedules,
     skus,
     storage,
 )
@@ -49,6 +50,7 @@ _MODULES = (
     storage,
     authorization,
     deployments,
+    schedules,
 )
 ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in module.ROUTES)
 KINDS: Mapping[str, Kind] = {
@@ -310,6 +312,7 @@ class App:
     def _reconcile(self, route: Route, names: Mapping[str, str]) -> None:
         """Whatever was left undone goes on, and what the machines did by themselves becomes known."""
         operations.advance_all(self.azure)
+        schedules.shut_down_what_is_due(self.azure)
         if "group" in names:
             about_vm = "/virtualmachines/<name>" in route.path
             power.observe(self.azure, names["group"], names["name"] if about_vm else None)
