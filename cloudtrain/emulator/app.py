@@ -257,8 +257,8 @@ def base_of(environ: Mapping[str, Any]) -> str:
 @dataclass
 class App:
     """PEP 3333, and raises where a server cannot answer: StoreError where the database cannot be used;
-    ConnectionResetError and TimeoutError where a fault says so, which Werkzeug's server takes for a connection that is
-    gone. In-process callers get them as they are, and may say in `environ[PATIENCE]` how many seconds they wait for an
+    ConnectionResetError and TimeoutError where a fault says so, which a server takes for a connection that is gone.
+    In-process callers get them as they are, and may say in `environ[PATIENCE]` how many seconds they wait for an
     answer."""
 
     azure: Azure
