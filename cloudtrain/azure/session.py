@@ -25,6 +25,9 @@ REHEARSAL_IMAGE = "cloudtrain-trainer"
 # The image of the tutorial on Azure that this project began with; on the embedded Azure our trainer stands in for it.
 TUTORIAL_IMAGE = "miltonius/cloud_trainingv2"
 AZURE_POLL_SECONDS = 10.0
+# Options of a call that does nothing when it is made a second time: azure-core then sends POST and PATCH again, too,
+# after a connection that broke before the answer came.
+REPEATABLE = {"retry_on_methods": ("GET", "HEAD", "PUT", "DELETE", "POST", "PATCH")}
 ARM_SCOPE = "https://management.azure.com/.default"
 STORAGE_SCOPE = "https://storage.azure.com/.default"
 PRICES_URL = "https://prices.azure.com"
