@@ -122,6 +122,12 @@ def up(
         list[str] | None,
         typer.Option(metavar="SIZE", help="Recovery may change to it; may be repeated.", show_default=False),
     ] = None,
+    max_duration: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Save and stop after it: 36h, 1d12h.", show_default=False)
+    ] = None,
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="Save and stop before it is spent.", show_default=False)
+    ] = None,
     accept_terms: AcceptTerms = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made and its price; stop.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before what costs money.")] = False,
@@ -161,6 +167,8 @@ def up(
         "ssh": ssh,
         "machine": machine,
         "other_sizes": other_size or None,
+        "max_duration": max_duration,
+        "max_cost": None if max_cost is None else number(max_cost),
         "trainer_args": call.arguments,
     }
     directory = Path.cwd()

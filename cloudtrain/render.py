@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cloudtrain.workflow.down import DownResult
     from cloudtrain.workflow.history import HistoryEntry, HistoryResult
     from cloudtrain.workflow.list_runs import ListResult
+    from cloudtrain.workflow.money import MoneyInfo
     from cloudtrain.workflow.plan import Plan
     from cloudtrain.workflow.restart import RestartResult
     from cloudtrain.workflow.results import Training, VmInfo
@@ -354,9 +355,19 @@ def _history_rows(result: "HistoryResult") -> list[Row]:
         ),
         ("time", ", ".join(f"{name} {duration(value)}" for name, value in spent.items() if value) or "none yet"),
     ]
+    rows.append(("money", _money(result.money)))
     if result.goodput is not None:
         rows.append(("goodput", f"{100 * result.goodput:.1f} % of the time in which the run was wanted"))
     return rows
+
+
+def _money(money: "MoneyInfo") -> str:
+    text = f"about {money.spent:.2f} USD for {money.hours:.1f} h of the VM"
+    if money.on_demand is not None:
+        text += f", on demand {money.on_demand:.2f}"
+    if money.unpriced_hours:
+        text += f"; no price was known for {money.unpriced_hours:.1f} h"
+    return f"{text} (estimated from {money.source}, {_when(money.at)}; disk and address not counted)"
 
 
 def list_runs(result: "ListResult", paint: Paint) -> list[str]:

@@ -22,8 +22,9 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     along, 'own' from the user's Dockerfile, empty where it is a published one. mount: absolute path in the container
     where checkpoints go. vm_image: URN publisher:offer:sku:version. max_price: USD an hour, -1 = up to the on-demand
     price. ssh_public_key: one OpenSSH line. arguments: handed to the trainer as they are. disk_gb: OS disk, GiB.
-    ssh: the IPv4 network that may log in to the VM, empty for nobody. other_sizes: what recovery may change an evicted
-    VM to where its size is not to be had.
+    "ssh",
+    other_sizes: what recovery may change an evicted VM to where its size is not to be had. max_duration: seconds since
+    the run was made, max_cost: US dollars for the VM, after which a watcher saves and stops it; 0 = no limit.
     """
 
     run: str
@@ -40,6 +41,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     built_from: str = ""
     ssh: str = ""
     other_sizes: tuple[str, ...] = ()
+    max_duration: int = 0
+    max_cost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Settings:
     ssh: str | None = None
     machine: str | None = None
     other_sizes: tuple[str, ...] | None = None
+    max_duration: int | None = None
+    max_cost: float | None = None
     trainer_args: tuple[str, ...] | None = None
 
 
@@ -100,6 +105,7 @@ class Unfit(Exception):
 # The spec lives in tags of the resource group, at most 256 characters a value, and in userData.
 MAX_SPEC_BYTES = 8 * 1024
 MAX_OTHER_SIZES = 8
+MAX_DURATION = 365 * 86400
 VM_IMAGES = {
     "nvidia": "nvidia:ngc_azure_17_11:ngc-base-version-25_9_1_gen2:latest",
     "ubuntu-hpc": "microsoft-dsvm:ubuntu-hpc:2204:latest",
@@ -126,6 +132,8 @@ _IMAGE = re.compile(
     r"(?:@sha256:[a-f0-9]{64})?"
 )
 _ARGUMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_DURATION = re.compile(r"(?:(?P<d>[0-9]{1,4})d)?(?:(?P<h>[0-9]{1,5})h)?(?:(?P<m>[0-9]{1,6})m)?")
+_UNITS = {"d": 86400, "h": 3600, "m": 60}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -180,6 +188,23 @@ def _other_sizes(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or len(value) > MAX_OTHER_SIZES:
         raise Unfit(f'a list of at most {MAX_OTHER_SIZES} VM sizes, as in ["Standard_D4s_v3"]')
     return tuple(dict.fromkeys(_size(item) for item in value))
+
+
+def _max_duration(value: object) -> int:
+    """Seconds; 0 for none."""
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    seconds = sum(int(match[unit] or 0) * each for unit, each in _UNITS.items()) if match else 0
+    if value != "none" and not 0 < seconds <= MAX_DURATION:
+        raise Unfit('a time as in "36h", "90m" or "1d12h", at most 365d; or "none"')
+    return seconds
+
+
+def _max_cost(value: object) -> float:
+    if value == "none":
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < float(value) < float("inf"):
+        raise Unfit('US dollars above 0, or "none"')
+    return float(value)
 
 
 def _vm_image(value: object) -> str:
@@ -364,6 +389,8 @@ CHECKS: Mapping[str, Callable[[object], Any]] = {
     "ssh": _ssh,
     "machine": _machine,
     "other_sizes": _other_sizes,
+    "max_duration": _max_duration,
+    "max_cost": _max_cost,
     "trainer_args": _trainer_args,
 }
 
@@ -521,6 +548,8 @@ _KEPT = (
     "disk_gb",
     "ssh",
     "other_sizes",
+    "max_duration",
+    "max_cost",
 )
 
 

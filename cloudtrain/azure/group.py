@@ -14,7 +14,7 @@ import msgspec
 
 from cloudtrain.azure import names
 from cloudtrain.azure.errors import is_missing, translated
-from cloudtrain.azure.session import Session
+from cloudtrain.azure.session import REPEATABLE, Session
 from cloudtrain.errors import CloudtrainError, NoSuchRun, Refused
 from cloudtrain.spec import RunSpec
 
@@ -144,6 +144,7 @@ def set_tags(session: Session, group: Group, tags: Mapping[str, str]) -> None:
             group.id.lstrip("/"),
             {"operation": "Merge", "properties": {"tags": dict(tags)}},
             polling=session.polling(),
+            **REPEATABLE,
         ).result()
 
 

@@ -27,6 +27,9 @@ REHEARSAL_IMAGE = "cloudtrain-trainer"
 # The image of the tutorial on Azure that this project began with; on the embedded Azure our trainer stands in for it.
 TUTORIAL_IMAGE = "miltonius/cloud_trainingv2"
 AZURE_POLL_SECONDS = 10.0
+# Options of a call that does nothing when it is made a second time: azure-core then sends POST and PATCH again, too,
+# after a connection that broke before the answer came.
+REPEATABLE = {"retry_on_methods": ("GET", "HEAD", "PUT", "DELETE", "POST", "PATCH")}
 ARM_SCOPE = "https://management.azure.com/.default"
 STORAGE_SCOPE = "https://storage.azure.com/.default"
 PRICES_URL = "https://prices.azure.com"
@@ -250,8 +253,13 @@ def used_machines(home: Path) -> list[str]:
 def _processes(root: Path, clock: Clock, trainer: list[str]) -> Any:
     from cloudtrain.emulator.machines.process import ProcessMachines
 
-    images = {REHEARSAL_IMAGE: trainer, TUTORIAL_IMAGE: _tutorial_command()}
-    return ProcessMachines(root / "vms", clock=clock, images=images, readable=_python_directories())
+    return ProcessMachines(
+        root / "vms",
+        clock=clock,
+        images={REHEARSAL_IMAGE: trainer, TUTORIAL_IMAGE: _tutorial_command()},
+        readable=_python_directories(),
+        blob_server=_python_module("cloudtrain.emulator.blobs.server", str(root)),
+    )
 
 
 def _containers(root: Path, clock: Clock, node_base: str) -> Any:
@@ -479,8 +487,12 @@ def _only_subscription(credential: Any, options: dict[str, Any]) -> str:
 
 
 def _trainer_command() -> list[str]:
+    return _python_module("trainer")
+
+
+def _python_module(*arguments: str) -> list[str]:
     # The package is found where this one lies, installed or in a checkout.
-    return ["/usr/bin/env", f"PYTHONPATH={Path(__file__).parents[2]}", sys.executable, "-m", "trainer"]
+    return ["/usr/bin/env", f"PYTHONPATH={Path(__file__).parents[2]}", sys.executable, "-m", *arguments]
 
 
 def _tutorial_command() -> list[str]:

@@ -10,7 +10,7 @@ import msgspec
 from cloudtrain.azure import images, names
 from cloudtrain.azure.errors import in_conflict, is_missing, translated
 from cloudtrain.azure.group import Group
-from cloudtrain.azure.session import Session
+from cloudtrain.azure.session import REPEATABLE, Session
 from cloudtrain.azure.words import word
 from cloudtrain.clock import Clock
 
@@ -89,7 +89,7 @@ def create(session: Session, group: Group, *, subnet_id: str, nsg_id: str) -> No
 
 
 def start(session: Session, group: Group, clock: Clock) -> None:
-    _operate(session, group, clock, "starting the VM", "begin_start")
+    _operate(session, group, clock, "starting the VM", "begin_start", **REPEATABLE)
 
 
 def restart(session: Session, group: Group, clock: Clock) -> None:
@@ -97,7 +97,7 @@ def restart(session: Session, group: Group, clock: Clock) -> None:
 
 
 def deallocate(session: Session, group: Group, clock: Clock) -> None:
-    _operate(session, group, clock, "deallocating the VM", "begin_deallocate")
+    _operate(session, group, clock, "deallocating the VM", "begin_deallocate", **REPEATABLE)
 
 
 def delete(session: Session, group: Group, clock: Clock) -> None:
@@ -108,7 +108,11 @@ def update(session: Session, group: Group, spec_changes: dict[str, Any]) -> None
     """PATCH properties of the deallocated VM: its size or its maximum price."""
     with translated("changing the VM"):
         session.compute.virtual_machines.begin_update(
-            group.name, names.vm(group.run, group.generation), {"properties": spec_changes}, polling=session.polling()
+            group.name,
+            names.vm(group.run, group.generation),
+            {"properties": spec_changes},
+            polling=session.polling(),
+            **REPEATABLE,
         ).result()
 
 
@@ -118,7 +122,7 @@ def simulate_eviction(session: Session, group: Group) -> None:
         session.compute.virtual_machines.simulate_eviction(group.name, names.vm(group.run, group.generation))
 
 
-def _operate(session: Session, group: Group, clock: Clock, doing: str, method: str) -> None:
+def _operate(session: Session, group: Group, clock: Clock, doing: str, method: str, **options: Any) -> None:
     """Run one operation, after whatever else holds the VM right now."""
     from azure.core.exceptions import HttpResponseError
 
@@ -127,7 +131,7 @@ def _operate(session: Session, group: Group, clock: Clock, doing: str, method: s
         while True:
             try:
                 call = getattr(session.compute.virtual_machines, method)
-                call(group.name, names.vm(group.run, group.generation), polling=session.polling()).result()
+                call(group.name, names.vm(group.run, group.generation), polling=session.polling(), **options).result()
                 return
             except HttpResponseError as error:
                 if not in_conflict(error) or clock.now().timestamp() > deadline:

@@ -28,6 +28,7 @@ from cloudtrain.emulator import (
     providers,
     resources,
     run_command,
+    schedules,
     skus,
     storage,
 )
@@ -50,6 +51,7 @@ _MODULES = (
     storage,
     authorization,
     deployments,
+    schedules,
 )
 ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in module.ROUTES)
 KINDS: Mapping[str, Kind] = {
@@ -257,8 +259,8 @@ def base_of(environ: Mapping[str, Any]) -> str:
 @dataclass
 class App:
     """PEP 3333, and raises where a server cannot answer: StoreError where the database cannot be used;
-    ConnectionResetError and TimeoutError where a fault says so, which Werkzeug's server takes for a connection that is
-    gone. In-process callers get them as they are, and may say in `environ[PATIENCE]` how many seconds they wait for an
+    ConnectionResetError and TimeoutError where a fault says so, which a server takes for a connection that is gone.
+    In-process callers get them as they are, and may say in `environ[PATIENCE]` how many seconds they wait for an
     answer."""
 
     azure: Azure
@@ -312,6 +314,7 @@ class App:
     def _reconcile(self, route: Route, names: Mapping[str, str]) -> None:
         """Whatever was left undone goes on, and what the machines did by themselves becomes known."""
         operations.advance_all(self.azure)
+        schedules.shut_down_what_is_due(self.azure)
         if "group" in names:
             about_vm = "/virtualmachines/<name>" in route.path
             power.observe(self.azure, names["group"], names["name"] if about_vm else None)

@@ -121,13 +121,13 @@ class EmbeddedAzure:
             clock=clock,
             machines=machines,
             locks=WorkLocks(root / "work.lock"),
-            secrets=root / "sealing.key",
+            secrets=root / _SEALING_KEY,
             ledger=root / "machines.list",
-            blobs=root / "blobs",
+            blobs=root / _BLOBS,
             kinds=app.KINDS,
         )
         self._app = app.App(self._azure)
-        self.blobs = BlobService(self._azure.blobs, clock, storage.Accounts(self._azure).account)
+        self.blobs = _blob_service(self._azure.store, root, clock)
         """The blob service alone, as a WSGI app that takes the account from the path, too."""
 
     @property
@@ -281,6 +281,18 @@ class EmbeddedAzure:
         deadline = time.monotonic() + timing.CLOSING_SECONDS
         for worker in list(self._azure.workers.values()):
             worker.join(max(0.0, deadline - time.monotonic()))
+
+
+_BLOBS, _SEALING_KEY = "blobs", "sealing.key"
+
+
+def blob_service(root: Path, clock: Clock) -> BlobService:
+    """The blobs of an embedded Azure that exists, and nothing else of it: what is served to its VMs."""
+    return _blob_service(Store(root, {}), root, clock)
+
+
+def _blob_service(store: Store, root: Path, clock: Clock) -> BlobService:
+    return BlobService(root / _BLOBS, clock, storage.Accounts(store, clock, root / _SEALING_KEY).account)
 
 
 def _vm_status(azure: Azure, vm: store.Resource) -> VmStatus:

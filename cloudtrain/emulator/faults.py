@@ -6,6 +6,7 @@ in the order in which they were added; the first one that strikes decides what h
 
 import contextlib
 import difflib
+import errno
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -217,7 +218,7 @@ class Strike:
             case "429" | "500" | "503":
                 raise _status(self.rule, self.route)
             case "drop-before":
-                raise ConnectionResetError("dropped by a fault, nothing done")
+                raise _dropped("nothing done")
             case "hang":
                 self._hang(float(self.rule.seconds or 0))
             case "refuse":
@@ -241,7 +242,7 @@ class Strike:
         with operations.fated(self._fate()):
             yield
         if self.rule is not None and self.rule.kind == "drop-after":
-            raise ConnectionResetError("dropped by a fault, after the work was done")
+            raise _dropped("after the work was done")
 
     def _fate(self) -> Json:
         match self.rule.kind if self.rule else "":
@@ -255,11 +256,10 @@ class Strike:
         return {}
 
     def _hang(self, seconds: float) -> None:
-        patience = seconds if self.patience is None else self.patience
-        self.azure.clock.sleep(min(seconds, patience))
-        if patience <= seconds:
+        self.azure.clock.sleep(seconds if self.patience is None else min(seconds, self.patience))
+        if self.patience is not None and self.patience <= seconds:
             raise TimeoutError("kept waiting by a fault")
-        raise ConnectionResetError("dropped by a fault, after a long wait")
+        raise _dropped("after a long wait")
 
     def _evict(self) -> None:
         vm = self._vm()
@@ -290,6 +290,11 @@ class Strike:
             str(given.get("location") or (vm.location if vm else "unknown")),
             str(zones[0]),
         )
+
+
+def _dropped(when: str) -> ConnectionResetError:
+    # With its number: a server takes it for its client's, and closes the connection without an answer.
+    return ConnectionResetError(errno.ECONNRESET, f"dropped by a fault, {when}")
 
 
 def strike(azure: Azure, route: Route, request: Request, names: Mapping[str, str], patience: float | None) -> Strike:

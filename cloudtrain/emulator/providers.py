@@ -34,7 +34,15 @@ PROVIDERS: Mapping[str, tuple[str, ...]] = {
     "Microsoft.DevTestLab": ("schedules",),
 }
 ALWAYS_REGISTERED = frozenset({"microsoft.resources", "microsoft.authorization"})
-IN_USE = frozenset({"microsoft.compute", "microsoft.network", "microsoft.marketplaceordering", "microsoft.storage"})
+IN_USE = frozenset(
+    {
+        "microsoft.compute",
+        "microsoft.network",
+        "microsoft.marketplaceordering",
+        "microsoft.storage",
+        "microsoft.devtestlab",
+    }
+)
 
 
 def first_settings(fresh: bool) -> dict[str, str]:

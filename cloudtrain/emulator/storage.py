@@ -10,8 +10,10 @@ import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from cloudtrain.clock import Clock
 from cloudtrain.emulator import authorization, ids, network, operations, preconditions, principals, sealing
 from cloudtrain.emulator.blobs import containers
 from cloudtrain.emulator.blobs.account import Account
@@ -20,7 +22,7 @@ from cloudtrain.emulator.blobs.index import Container, Index
 from cloudtrain.emulator.blobs.service import DOMAIN
 from cloudtrain.emulator.operations import Azure, Kind, Outcome
 from cloudtrain.emulator.routes import Route
-from cloudtrain.emulator.store import Json, Operation, Records, Resource
+from cloudtrain.emulator.store import Json, Operation, Records, Resource, Store
 from cloudtrain.emulator.wire import Answer, ArmError, Request, bad_type, guid, same, section, text, zulu
 
 NAMESPACE = "Microsoft.Storage"
@@ -269,8 +271,8 @@ def _sealed(azure: Azure, content: Json) -> str:
     return sealing.seal(azure.secrets, content).decode()
 
 
-def _secrets(azure: Azure, account: Resource) -> Json:
-    return sealing.unseal(azure.secrets, account.private["secrets"].encode())
+def _secrets(key: Path, account: Resource) -> Json:
+    return sealing.unseal(key, account.private["secrets"].encode())
 
 
 def list_keys(azure: Azure, request: Request, group: str, name: str) -> Answer:
@@ -280,7 +282,7 @@ def list_keys(azure: Azure, request: Request, group: str, name: str) -> Answer:
 
 
 def _keys(azure: Azure, account: Resource) -> Json:
-    held, times = _secrets(azure, account), account.body["properties"]["keyCreationTime"]
+    held, times = _secrets(azure.secrets, account), account.body["properties"]["keyCreationTime"]
     shown = [
         {"creationTime": times[key], "keyName": key, "value": held[key], "permissions": "FULL"}
         for key in ("key1", "key2")
@@ -294,7 +296,7 @@ def regenerate_key(azure: Azure, request: Request, group: str, name: str) -> Ans
         raise ArmError(400, "InvalidValuesForRequestParameters", "Values for request parameters are invalid: keyName.")
     with azure.store.write() as records:
         account = network.found(records, request, ids.STORAGE_ACCOUNT, group, name)
-        account.private["secrets"] = _sealed(azure, {**_secrets(azure, account), key: _new_secrets()[key]})
+        account.private["secrets"] = _sealed(azure, {**_secrets(azure.secrets, account), key: _new_secrets()[key]})
         account.body["properties"]["keyCreationTime"][key] = zulu(azure.now())
         records.put(account)
     return Answer(200, _keys(azure, account))
@@ -304,7 +306,7 @@ def revoke_delegation_keys(azure: Azure, request: Request, group: str, name: str
     with azure.store.write() as records:
         account = network.found(records, request, ids.STORAGE_ACCOUNT, group, name)
         made = {"delegation": secrets.token_hex(32)}
-        account.private["secrets"] = _sealed(azure, {**_secrets(azure, account), **made})
+        account.private["secrets"] = _sealed(azure, {**_secrets(azure.secrets, account), **made})
         records.put(account)
     return Answer(200)
 
@@ -317,13 +319,15 @@ class Accounts:
     """The storage accounts as the blob service sees them. Unsealed secrets are kept: unsealing costs more than a
     request."""
 
-    azure: Azure
+    store: Store
+    clock: Clock
+    key: Path  # opens their secrets
     _unsealed: dict[str, Json] = field(default_factory=dict)
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
     def account(self, name: str) -> Account | None:
         """None while there is no such account, or its creation has not ended."""
-        with self.azure.store.read() as records:
+        with self.store.read() as records:
             found = _named(records, name)
             tenant = records.setting("tenant_id") or ""
         if found is None or found.body["properties"]["provisioningState"] != "Succeeded":
@@ -347,17 +351,17 @@ class Accounts:
         sealed = account.private["secrets"]
         with self._mutex:
             if sealed not in self._unsealed:
-                self._unsealed[sealed] = _secrets(self.azure, account)
+                self._unsealed[sealed] = _secrets(self.key, account)
             return self._unsealed[sealed]
 
     def _principal(self, token: str) -> str | None:
-        with self.azure.store.read() as records:
+        with self.store.read() as records:
             return principals.of_storage_token(records, token)
 
     def _may(self, account_id: str, principal: str, container: str, right: str) -> bool:
         scope = f"{account_id}/blobServices/default/containers/{container}" if container else account_id
-        with self.azure.store.read() as records:
-            return authorization.may(records, self.azure.now(), principal, scope, right)
+        with self.store.read() as records:
+            return authorization.may(records, self.clock.now().timestamp(), principal, scope, right)
 
 
 def sweep(azure: Azure) -> None:

@@ -78,7 +78,7 @@ def _limit_met(observation: Observation) -> str:
     if limits.until is not None and observation.now >= limits.until:
         return "the maximum duration is over"
     if limits.cost is not None and limits.spent >= limits.cost:
-        return f"{limits.spent:.2f} of {limits.cost:.2f} USD are spent"
+        return f"{limits.cost:.2f} USD would be spent before the next look"
     return ""
 
 

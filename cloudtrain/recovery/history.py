@@ -11,8 +11,8 @@ import msgspec
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing that happened.
 
-    what, as the watcher saw it: evicted, refused, started, resized, recreated, stopped, released, limit, lost (nothing
-    to go on from); as the guest told it: began, notice, saved, booted, resumed, stop asked, finished, failed.
+    what, as a command or a watcher saw it: made, evicted, refused, started, resized, recreated, stopped, released; as
+    the guest told it: began, notice, saved, booted, resumed, stop asked, finished, failed.
     place: size and location. why: Azure's code, or words. step: resumed from, saved at or finished at. lost: steps done
     again. notice: seconds of warning. seen: when training before a resume was last seen. price: USD an hour, by list.
     """
@@ -33,7 +33,10 @@ class Sums(msgspec.Struct, frozen=True, omit_defaults=True):
 
     starting: from the run's creation to its first step. useful: training that counts. redone: training that an
     eviction took and that was done again. saving: from a notice to the end of the trainer. waiting: off. restarting:
-    from the start of the VM to the first new step. stopped: off because somebody wanted it."""
+    from the start of the VM to the first new step. stopped: off because somebody wanted it.
+
+    billed: while a VM ran; unpriced: the part of it for which no price was known. spent: US dollars for the rest, by
+    the list price at each start."""
 
     evictions: int = 0
     with_notice: int = 0
@@ -47,6 +50,9 @@ class Sums(msgspec.Struct, frozen=True, omit_defaults=True):
     waiting: float = 0.0
     restarting: float = 0.0
     stopped: float = 0.0
+    billed: float = 0.0
+    unpriced: float = 0.0
+    spent: float = 0.0
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -60,10 +66,11 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     generation: int = 0
 
 
-OFF = frozenset({"evicted", "stopped", "released", "limit", "lost"})
+OFF = frozenset({"evicted", "stopped", "released"})
 ENDS_TRAINING = OFF | {"notice", "cut", "stop asked", "finished", "failed"}
-BY_SOMEBODY = frozenset({"stopped", "released", "limit", "stop asked"})
+BY_SOMEBODY = frozenset({"stopped", "released", "stop asked"})
 TRAINS = frozenset({"began", "resumed"})
+STARTS = frozenset({"made", "started", "resized", "recreated"})
 
 
 def sums(record: Record, begun: float, now: float) -> Sums:
@@ -108,11 +115,14 @@ class _Account:
         self.counts = {name: getattr(earlier, name) for name in Sums.__struct_fields__}
         self.stretch = 0.0  # seconds of training since it last began
         self.from_step = 0
+        self.on = False  # the VM, and what it costs an hour
+        self.price: float | None = None
         # An end of training that is an eviction as far as anybody knows, and was not counted yet.
         self.open = self.noticed = False
 
     def go_on_from(self, event: Event) -> None:
         """Training is under way from that step on."""
+        self.on, self.price = True, event.price if event.price is not None else self.price
         self.since, self.mode = max(self.since, event.at), "useful"
         self.stretch, self.from_step = 0.0, event.step or 0
 
@@ -127,8 +137,9 @@ class _Account:
             self._end(event)
         elif what in ("saved", "shut down") and self.mode == "saving":
             self.mode = "waiting"
-        elif what in ("started", "resized", "recreated", "booted"):
+        elif what in STARTS or what == "booted":
             self._count_eviction()
+            self.on, self.price = True, event.price if what in STARTS else self.price
             if self.mode in ("waiting", "stopped", "saving"):
                 self.mode = "restarting"
 
@@ -142,9 +153,15 @@ class _Account:
             self.counts[self.mode] += seconds
         if self.mode == "useful":
             self.stretch += seconds
+        if self.on:
+            self.counts["billed"] += seconds
+            self.counts["unpriced"] += seconds if self.price is None else 0.0
+            self.counts["spent"] += seconds / 3600 * (self.price or 0.0)
         self.since = max(self.since, until)
 
     def _end(self, event: Event) -> None:
+        if event.what in OFF:
+            self.on = False
         if event.what in BY_SOMEBODY:
             self.open = self.noticed = False
         elif event.what in ("notice", "cut"):
@@ -204,9 +221,13 @@ def fold(record: Record, begun: float) -> Record | None:
     if not resumes:
         return _without_old_refusals(record)
     at = resumes[len(resumes) // 2]
+    prices = [event.price for event in record.events[: at + 1] if event.what in STARTS or event.price is not None]
+    first = msgspec.structs.replace(record.events[at], price=prices[-1] if prices else None)
     part = msgspec.structs.replace(record, events=record.events[: at + 1])
     earlier = sums(part, begun, record.events[at].at)
-    return msgspec.structs.replace(record, events=record.events[at:], earlier=earlier, folded=record.folded + at)
+    return msgspec.structs.replace(
+        record, events=(first, *record.events[at + 1 :]), earlier=earlier, folded=record.folded + at
+    )
 
 
 def _without_old_refusals(record: Record) -> Record | None:

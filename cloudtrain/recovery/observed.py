@@ -51,7 +51,8 @@ class Guest(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Where the run is to stop, saved. None: nowhere. until: a time; cost, spent: US dollars."""
+    """Where the run is to stop, saved. None: nowhere. until: a time. cost: US dollars; spent: how many will
+    be by the time it could be stopped after the next look."""
 
     until: float | None = None
     cost: float | None = None

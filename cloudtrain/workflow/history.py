@@ -9,13 +9,14 @@ from cloudtrain.azure import notes
 from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.run_command import GuestUnreachable
-from cloudtrain.azure.vm import PowerState
+from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import Refused
 from cloudtrain.guest.observation import GuestEvent, Observation
 from cloudtrain.recovery import history as told
 from cloudtrain.recovery.history import Event, Record
 from cloudtrain.workflow import training
 from cloudtrain.workflow.context import Context
+from cloudtrain.workflow.money import MoneyInfo, account
 from cloudtrain.workflow.state import state_of
 
 
@@ -61,6 +62,7 @@ class HistoryResult(msgspec.Struct, frozen=True):
     steps_lost: int
     seconds: Seconds
     goodput: float | None
+    money: MoneyInfo
     note: str
 
 
@@ -77,7 +79,7 @@ def history(ctx: Context, run: str) -> HistoryResult:
             note = f"The guest could not be asked for its part: {error.message}"
     elif group.trained:
         note = "The VM is off: what it noted since it was last read is on its disk, and is shown once it runs."
-    return _result(ctx, group, record, state_of(group, vm, None), note)
+    return _result(ctx, group, record, vm, note)
 
 
 def where_read_to(group: Group) -> int:
@@ -147,13 +149,13 @@ def _number(value: object) -> float | None:
     return round(float(value), 1) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _result(ctx: Context, group: Group, record: Record, state: str, note: str) -> HistoryResult:
+def _result(ctx: Context, group: Group, record: Record, vm: Vm | None, note: str) -> HistoryResult:
     total = told.sums(record, group.begun, ctx.clock.now().timestamp())
     goodput = told.goodput(total)
     return HistoryResult(
         run=group.run,
         cloud=ctx.session.cloud,
-        state=state,
+        state=state_of(group, vm, None),
         events=[_entry(event) for event in record.events],
         earlier_events=record.folded,
         evictions=total.evictions,
@@ -164,6 +166,7 @@ def _result(ctx: Context, group: Group, record: Record, state: str, note: str) -
         steps_lost=total.steps_lost,
         seconds=Seconds(**{name: round(getattr(total, name), 1) for name in Seconds.__struct_fields__}),
         goodput=None if goodput is None else round(goodput, 4),
+        money=account(ctx, total, vm),
         note=note,
     )
 

@@ -1,12 +1,13 @@
 """The VM's power, waited for: on Azure's word alone."""
 
-from cloudtrain.azure import notes
+from cloudtrain.azure import notes, shutdown
 from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import CloudtrainError, Exit, Refused
-from cloudtrain.recovery.history import Event
+from cloudtrain.recovery.history import STARTS, Event
 from cloudtrain.workflow.context import Context
+from cloudtrain.workflow.money import price_of
 
 ON_THE_WAY = ("Creating", "Updating", "Deleting", "Migrating")
 MOVING = (PowerState.STARTING, PowerState.STOPPING, PowerState.DEALLOCATING)
@@ -36,9 +37,9 @@ def start(ctx: Context, group: Group) -> Vm:
             vms.start(ctx.session, group, ctx.clock)
             vm = settled(ctx, group)
     except Refused as refusal:
-        _note(ctx, group, "refused", refusal.code)
+        note(ctx, group, "refused", refusal.code)
         raise
-    _note(ctx, group, "started")
+    note(ctx, group, "started")
     if vm is None or vm.power is not PowerState.RUNNING:
         raise Refused(
             "VmDidNotStart",
@@ -48,10 +49,22 @@ def start(ctx: Context, group: Group) -> Vm:
     return vm
 
 
-def _note(ctx: Context, group: Group, what: str, why: str = "") -> None:
+def note(ctx: Context, group: Group, what: str, why: str = "") -> None:
+    """Add to the run's history what just happened to its VM."""
     vm = vms.find(ctx.session, group)
     place = f"{vm.size} in {vm.location}" if vm else ""
-    notes.add(ctx.session, group, Event(at=ctx.clock.now().timestamp(), what=what, place=place, why=why))
+    at, price = ctx.clock.now().timestamp(), price_of(ctx, vm) if what in STARTS else None
+    notes.add(ctx.session, group, Event(at=at, what=what, place=place, why=why, price=price))
+
+
+def backstop(ctx: Context, group: Group, vm: Vm) -> None:
+    """Azure's auto-shutdown, in line with the maximum duration. Where it cannot be set, that is said."""
+    try:
+        shutdown.ensure(ctx.session, group, vm.id, ctx.clock.now())
+    except CloudtrainError as error:
+        ctx.progress.note(
+            f"Azure's auto-shutdown could not be set, so only a watcher keeps the maximum duration: {error.message}"
+        )
 
 
 def until_off(ctx: Context, group: Group) -> Vm | None:

@@ -21,7 +21,8 @@ from cloudtrain.workflow.state import EVICTED, state_of
 
 class RecoveryInfo(msgspec.Struct, frozen=True):
     """What happened to the run, as far as it was noted; `history` tells more. watched: watchers may touch it. watcher:
-    one looks after it now. refusals: of starts. goodput: see `history`. next_attempt: ISO 8601."""
+    one looks after it now. refusals: of starts. spent: USD for the VM, by list prices. goodput: see
+    `history`. next_attempt: ISO 8601."""
 
     watched: bool
     watcher: bool
@@ -30,6 +31,7 @@ class RecoveryInfo(msgspec.Struct, frozen=True):
     resumes: int
     steps_lost: int
     refusals: int
+    spent: float
     goodput: float | None
     next_attempt: str | None
 
@@ -89,6 +91,7 @@ def _recovery(group: Group, now: float) -> RecoveryInfo:
         resumes=total.resumes,
         steps_lost=total.steps_lost,
         refusals=total.refusals,
+        spent=round(total.spent, 4),
         goodput=None if useful is None else round(useful, 4),
         next_attempt=datetime.fromtimestamp(waits, UTC).isoformat(timespec="seconds") if waits > now else None,
     )

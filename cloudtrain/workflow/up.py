@@ -112,11 +112,13 @@ def up(
     was_off = vm is not None and vm.power is not PowerState.RUNNING
     group, vm, done = _run_and_image(ctx, group, build)
     image = image if build is None else done
-    if was_off and notes:
+    if was_off and any(note.startswith(AT_NEXT_START) for note in notes):
         # Booting has started the trainer as it was; the changed spec wants a trainer of its own.
         training.save_and_stop(ctx, group)
     outcome = training.begin(ctx, group)
     group = groups.get(ctx.session, spec.run)
+    if group.spec.max_duration or any(note.startswith("max_duration") for note in notes):
+        power.backstop(ctx, group, vm)
     return UpResult(
         run=spec.run,
         cloud=ctx.session.cloud,
@@ -275,7 +277,9 @@ def _ensure_running(ctx: Context, group: Group) -> tuple[Group, Vm]:
             vms.delete(ctx.session, group, ctx.clock)
         vm = None
     if vm is None:
-        return group, create_vm(ctx, group)
+        vm = create_vm(ctx, group)
+        power.note(ctx, group, "made")
+        return group, vm
     if group.intent is Intent.STOPPED:
         groups.set_intent(ctx.session, group, Intent.RUNNING, ctx.clock.now())
     if vm.power is not PowerState.RUNNING:

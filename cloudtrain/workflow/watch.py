@@ -17,8 +17,8 @@ from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import Blocks, CloudtrainError, Exit, NoSuchRun, Refused
 from cloudtrain.guest.observation import Observation as GuestObservation
-from cloudtrain.recovery import Action, Do, Guest, Memory, Observation, Place, Power, Want
-from cloudtrain.recovery.history import Event
+from cloudtrain.recovery import Action, Do, Guest, Limits, Memory, Observation, Place, Power, Want
+from cloudtrain.recovery.history import Event, sums
 from cloudtrain.workflow import history, power, training, up
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.results import Training, last_known
@@ -27,6 +27,8 @@ from cloudtrain.workflow.stop import stop
 
 # The VM is looked at more often than its guest: asking that takes 20 to 40 s on Azure.
 LOOKS_PER_GUEST_LOOK = 12
+# Saving takes up to a minute, deallocating half of one.
+STOPPING_SECONDS = 120.0
 # What leaves the run other than it was looked at.
 CHANGING = recovery.RESTARTING | {Do.SAVE_AND_STOP, Do.RELEASE, Do.HONOUR_STOP}
 # So long a run without a VM is believed to be in the hands of the `up` that makes it.
@@ -174,14 +176,26 @@ class _Watcher:
             saved_step=group.progress.saved,
             user_stopped=(
                 health.stopped_by_somebody(self.ctx.session, vm.id, group.wanted_since)
-                if vm is not None and off and wanted and not memory.off_since
+                if vm is not None and off and wanted and self._now() >= memory.next_at
                 else None
             ),
             failure=vm.failure if vm else "",
             guest=self._guest(group, vm) if group.watched else None,
+            limits=self._limits(group),
             memory=memory,
             # The same for every watcher that looks at this attempt.
             jitter=random.Random(f"{group.id} {memory.off_since} {memory.refused}").random(),
+        )
+
+    def _limits(self, group: Group) -> Limits:
+        """Money: what will be spent by the time the run could be saved and stopped after the next look."""
+        spec, spent = group.spec, 0.0
+        if spec.max_cost:
+            spent = sums(notes.history(group), group.begun, self._now() + interval(self.ctx) + STOPPING_SECONDS).spent
+        return Limits(
+            until=group.begun + spec.max_duration if spec.max_duration else None,
+            cost=spec.max_cost or None,
+            spent=spent,
         )
 
     def _power(self, group: Group, vm: Vm | None) -> Power:
@@ -207,9 +221,9 @@ class _Watcher:
             return Guest(finished=bool(last and last.finished), failed=failed)
         due = self.looks % LOOKS_PER_GUEST_LOOK == 0
         self.looks += 1
-        return self._ask_guest(group) if due else None
+        return self._ask_guest(group, vm) if due else None
 
-    def _ask_guest(self, group: Group) -> Guest | None:
+    def _ask_guest(self, group: Group, vm: Vm) -> Guest | None:
         try:
             seen = training.observe(self.ctx, group, events=history.where_read_to(group))
         except (GuestUnreachable, Refused):
@@ -217,6 +231,8 @@ class _Watcher:
             self.looks = 0
             return None
         self.told = training.of(seen)
+        if group.spec.max_duration:
+            power.backstop(self.ctx, group, vm)
         if group.trained:
             training.remember(self.ctx, group, self.told)
         self.news = history.take_over(self.ctx, group, seen)
@@ -256,7 +272,7 @@ class _Watcher:
             self._record(group, "refused", where=place.in_words, why=refusal.code)
             return recovery.after_refusal(observation, place, refusal.code, refusal.blocks or Blocks.SIZE)
         what = {Do.START: "started", Do.RESIZE: "resized", Do.RECREATE: "recreated"}[action.do]
-        self._record(group, what, where=place.in_words)
+        power.note(self.ctx, group, what)
         self.looks = 0
         if not self._still_wanted():
             # Somebody ran `stop` while the VM was being started, and may have found it off.

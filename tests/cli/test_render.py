@@ -14,6 +14,7 @@ from cloudtrain.workflow.follow import FollowResult
 from cloudtrain.workflow.history import HistoryEntry, HistoryResult, Seconds
 from cloudtrain.workflow.list_runs import ListResult, RunEntry
 from cloudtrain.workflow.logs import LogsResult
+from cloudtrain.workflow.money import MoneyInfo
 from cloudtrain.workflow.plan import CheckInfo, Plan, PlannedResource, PriceInfo
 from cloudtrain.workflow.restart import RestartResult
 from cloudtrain.workflow.results import Training, VmInfo
@@ -70,6 +71,7 @@ STATUS = StatusResult(
         resumes=0,
         steps_lost=0,
         refusals=0,
+        spent=0.0,
         goodput=None,
         next_attempt=None,
     ),
@@ -84,9 +86,10 @@ PROMISED = {
     DoctorResult: "run cloud subscription location size checks",
     CheckInfo: "name state detail fix",
     StatusResult: "run cloud resource_group state intent generation created image arguments vm training note recovery",
-    RecoveryInfo: "watched watcher evictions with_notice resumes steps_lost refusals goodput next_attempt",
+    RecoveryInfo: "watched watcher evictions with_notice resumes steps_lost refusals spent goodput next_attempt",
     HistoryResult: "run cloud state events earlier_events evictions with_notice without_notice refusals resumes"
-    " steps_lost seconds goodput note",
+    " steps_lost seconds goodput money note",
+    MoneyInfo: "spent hours unpriced_hours on_demand source at",
     HistoryEntry: "at what place why step steps_lost notice_seconds price",
     Seconds: "starting useful redone saving waiting restarting stopped",
     WatchResult: "run cloud state action text next_look",

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection
+from http.client import HTTPConnection, RemoteDisconnected
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -69,6 +69,18 @@ def test_serve_takes_only_its_token_and_only_its_own_name(cloudtrain: CommandLin
             status, body = ask(told, "GET", path, Host=host)
             assert (status, body["error"]["code"]) == (400, "InvalidHostHeader"), host
         assert ask(told, "GET", path, Host=f"localhost:{port}")[0] == 200
+
+
+def test_a_dropped_connection_is_one_for_other_programs_too(cloudtrain: CommandLine) -> None:
+    for kind in ("drop-before", "drop-after"):
+        assert cloudtrain("emulator", "fault", "add", kind, "--on", "Subscriptions_List").code == 0
+    with serving(cloudtrain) as (process, told):
+        for _ in range(2):
+            with pytest.raises(RemoteDisconnected):
+                ask(told, "GET", f"/subscriptions{VERSION}")
+        assert ask(told, "GET", f"/subscriptions{VERSION}")[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=20) == ("", "")
 
 
 def test_serve_listens_on_this_machine_alone(cloudtrain: CommandLine) -> None:

@@ -1,5 +1,6 @@
 """Where the time of a run went, told from its events."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,8 +69,23 @@ def test_evictions_that_only_the_guest_knows_of_count_too() -> None:
     assert (total.evictions, total.with_notice, total.resumes) == (2, 1, 2)
 
 
+def test_money_is_counted_while_the_vm_runs_at_the_price_of_its_last_start() -> None:
+    told = story(
+        Event(0, "made", price=0.1),
+        Event(60, "began"),
+        Event(3600, "evicted"),
+        Event(7200, "started", price=0.2),
+        Event(7260, "resumed", step=5, lost=0, seen=3500),
+        Event(10800, "stopped"),
+        Event(20000, "started"),
+    )
+    total = sums(told, begun=0, now=23600)
+    assert total.billed == 3 * 3600 and total.unpriced == 3600
+    assert total.spent == pytest.approx(0.1 + 0.2)
+
+
 kinds = st.sampled_from(
-    ["evicted", "refused", "started", "began", "notice", "saved", "booted", "resumed", "stop asked", "stopped"]
+    ["made", "evicted", "refused", "started", "began", "notice", "saved", "booted", "resumed", "stop asked", "stopped"]
 )
 stories = st.lists(
     st.builds(
@@ -107,7 +123,7 @@ def test_folding_keeps_the_sums_and_makes_room() -> None:
         at = 1000.0 * (n + 1)
         events += [
             Event(at, "notice", notice=30) if n % 2 else Event(at + 1, "evicted"),
-            Event(at + 40, "started", place="Standard_D2s_v3 in eastus"),
+            Event(at + 40, "started", place="Standard_D2s_v3 in eastus", price=0.1 + n % 7 / 100),
             Event(at + 60, "resumed", step=10 * n, lost=n % 3, seen=at),
         ]
     whole = story(*events)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from azure.core.exceptions import HttpResponseError
 
 from cloudtrain.errors import CloudtrainError, Exit
 
@@ -255,6 +256,47 @@ def test_status_tells_what_happened(rehearsal: Rehearsal) -> None:
     assert (seen["evictions"], seen["with_notice"], seen["resumes"], seen["watcher"]) == (1, 0, 1, False)
     assert 0 < seen["steps_lost"] <= JOB.steps_per_checkpoint and 0 < seen["goodput"] < 1
     assert "1 eviction, 0 with notice" in rehearsal.cli("status", "horses").out
+
+
+def test_a_run_is_saved_and_stopped_at_its_maximum_duration(rehearsal: Rehearsal) -> None:
+    assert rehearsal.cli("up", "horses", "--max-duration", "1h", "--json").code == 0
+    outcome = rehearsal.cli("watch", "horses")
+    assert outcome.code == 0 and "the maximum duration is over" in outcome.out
+    assert rehearsal.power() == "deallocated"
+    assert rehearsal.training.step == rehearsal.training.saved > 100
+
+
+def test_a_run_is_saved_and_stopped_before_its_maximum_cost_is_passed(rehearsal: Rehearsal) -> None:
+    hourly = next(entry["price"] for entry in history(rehearsal)["events"] if entry["what"] == "made")
+    assert rehearsal.cli("up", "horses", "--max-cost", str(hourly * 0.75), "--json").code == 0
+    outcome = rehearsal.cli("watch", "horses")
+    assert outcome.code == 0 and "USD would be spent" in outcome.out
+    money = history(rehearsal)["money"]
+    assert 0.6 * hourly < money["spent"] <= hourly * 0.75
+    assert money["unpriced_hours"] == 0 and money["on_demand"] > money["spent"]
+    assert rehearsal.training.step == rehearsal.training.saved
+
+
+def test_without_any_watcher_azures_auto_shutdown_ends_a_run_at_its_maximum_duration(rehearsal: Rehearsal) -> None:
+    schedule = "/providers/Microsoft.DevTestLab/schedules/shutdown-computevm-horses-g1"
+    assert rehearsal.cli("up", "horses", "--max-duration", "1h", "--json").code == 0
+    properties = rehearsal.azure("GET", schedule, version="2018-09-15")["properties"]
+    assert (properties["dailyRecurrence"], properties["status"]) == ({"time": "1305"}, "Enabled")
+    rehearsal.clock.sleep(3800)
+    assert rehearsal.power() == "running"
+    rehearsal.clock.sleep(220)
+    assert rehearsal.power() in ("deallocating", "deallocated")
+
+
+def test_a_longer_duration_takes_azures_auto_shutdown_away_until_its_last_day(rehearsal: Rehearsal) -> None:
+    schedule = "/providers/Microsoft.DevTestLab/schedules/shutdown-computevm-horses-g1"
+    assert rehearsal.cli("up", "horses", "--max-duration", "1h", "--json").code == 0
+    assert rehearsal.cli("up", "horses", "--max-duration", "2d", "--json").code == 0
+    with pytest.raises(HttpResponseError):
+        rehearsal.azure("GET", schedule, version="2018-09-15")
+    rehearsal.clock.sleep(90000)
+    rehearsal.cli("up", "horses", "--json")
+    assert rehearsal.azure("GET", schedule, version="2018-09-15")["properties"]["dailyRecurrence"] == {"time": "1205"}
 
 
 def test_watching_no_run_says_so(rehearsal: Rehearsal) -> None:

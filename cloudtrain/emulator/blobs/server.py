@@ -2,14 +2,20 @@
 
 Plain HTTP, for what runs on this machine. What the service asks for is checked as everywhere: no request is answered
 without a signature, a key or a token.
+
+An emulated VM reaches its blobs so, at `$CLOUDTRAIN_BLOBS/<account>/<container>/<blob>` for what is
+https://<account>.blob.core.windows.net/<container>/<blob> on Azure. As a program (its arguments: the embedded Azure's
+directory), it serves on the listening socket that is its standard input; there HTTP stands for HTTPS.
 """
 
 import contextlib
 import io
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from cloudtrain.emulator.blobs.call import RAW_HEADERS
@@ -24,7 +30,7 @@ _LARGEST_UNREAD = 1 << 20
 @contextlib.contextmanager
 def listening(app: WsgiApp, port: int = 0) -> Iterator[int]:
     """Serve until the block ends; yields the port (0: a free one). Raises OSError where the port cannot be had."""
-    server = _Server((HOST, port), _handler(app))
+    server = _Server(socket.create_server((HOST, port), backlog=64), _handler(app, "http"))
     thread = threading.Thread(target=server.serve_forever, name="blobs", daemon=True)
     thread.start()
     try:
@@ -36,7 +42,11 @@ def listening(app: WsgiApp, port: int = 0) -> Iterator[int]:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 64
+
+    def __init__(self, listener: socket.socket, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(listener.getsockname(), handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
 
 
 class _Body(io.RawIOBase):
@@ -52,7 +62,7 @@ class _Body(io.RawIOBase):
         return data
 
 
-def _handler(app: WsgiApp) -> type[BaseHTTPRequestHandler]:
+def _handler(app: WsgiApp, scheme: str) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = 60
@@ -64,7 +74,7 @@ def _handler(app: WsgiApp) -> type[BaseHTTPRequestHandler]:
             length = self.headers.get("Content-Length", "0")
             body = _Body(self.rfile, int(length) if length.isdigit() else 0)
             try:
-                chunks = app(_environ(self, body), self._start)
+                chunks = app(_environ(self, body, scheme), self._start)
             except (StoreError, socket.gaierror) as error:
                 self.send_error(500, "Internal Server Error", str(error))  # and closes the connection
                 return
@@ -95,7 +105,7 @@ def _handler(app: WsgiApp) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _environ(handler: BaseHTTPRequestHandler, body: _Body) -> dict[str, Any]:
+def _environ(handler: BaseHTTPRequestHandler, body: _Body, scheme: str) -> dict[str, Any]:
     path, _, query = handler.path.partition("?")
     return {
         "REQUEST_METHOD": handler.command,
@@ -104,7 +114,19 @@ def _environ(handler: BaseHTTPRequestHandler, body: _Body) -> dict[str, Any]:
         "QUERY_STRING": query,
         "HTTP_HOST": handler.headers.get("Host", ""),
         "REMOTE_ADDR": handler.client_address[0],
-        "wsgi.url_scheme": "http",
+        "wsgi.url_scheme": scheme,
         "wsgi.input": body,
         RAW_HEADERS: list(handler.headers.items()),
     }
+
+
+def main(arguments: list[str]) -> None:
+    from cloudtrain.clock import SystemClock
+    from cloudtrain.emulator.embedded import blob_service
+
+    service = blob_service(Path(arguments[0]), SystemClock())
+    _Server(socket.socket(fileno=0), _handler(service, "https")).serve_forever()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

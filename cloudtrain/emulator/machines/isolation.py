@@ -308,6 +308,8 @@ def _surroundings(prefix: Path, config: dict[str, Any], port: int) -> Surroundin
     isolated = prefix == Path("/")
     service = f"http://127.0.0.1:{port}"
     environment = {"CLOUDTRAIN_IMDS": service, "AZURE_POD_IDENTITY_AUTHORITY_HOST": service}
+    if config["blob_port"]:
+        environment["CLOUDTRAIN_BLOBS"] = f"http://127.0.0.1:{config['blob_port']}"
     if not isolated:
         environment |= {"CLOUDTRAIN_ROOT": str(prefix), "CLOUDTRAIN_INIT": str(os.getpid())}
     shims.describe_engine(prefix, config, environment)

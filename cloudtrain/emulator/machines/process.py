@@ -57,6 +57,8 @@ class ProcessMachines:
     """See `Machines`.
 
     root: one directory per VM lies below. images: what the VM's docker starts for an image, as an argv prefix.
+    blob_server: the command that serves the blobs of the storage accounts to a VM, on the listening socket that is its
+    standard input; started when the VM first connects. Empty: the VM reaches none.
     readable: host directories that the VM sees, read-only, at the same paths; the Python that runs this and the
     package are seen anyway. without_namespaces: None lets the kernel decide; True forces the kind without them.
     without_namespaces_as_root: that kind isolates no files, so that root is refused it unless this says otherwise.
@@ -72,6 +74,7 @@ class ProcessMachines:
         clock: Clock,
         images: Mapping[str, Sequence[str]],
         readable: Sequence[Path],
+        blob_server: Sequence[str] = (),
         without_namespaces: bool | None = None,
         without_namespaces_as_root: bool = False,
     ) -> None:
@@ -79,6 +82,7 @@ class ProcessMachines:
         self._clock = clock
         self._images = {name: [str(word) for word in prefix] for name, prefix in images.items()}
         self._readable = [path.absolute() for path in readable]
+        self._blob_server = list(blob_server)
         self._without_namespaces = without_namespaces
         self._without_namespaces_as_root = without_namespaces_as_root
 
@@ -148,6 +152,7 @@ class ProcessMachines:
             "spec": {**asdict(spec), "ssh_public_keys": list(spec.ssh_public_keys), "tags": dict(spec.tags)},
             "kind": kind,
             "images": self._images,
+            "blob_server": self._blob_server,
             "readable": [str(path) for path in [*_needed_by_python(), *self._readable]],
             "python": sys.executable,
             "package_root": str(_PACKAGE_ROOT),

@@ -1,7 +1,7 @@
 """The supervisor of one VM: outside of it, one process per VM that is on.
 
-It holds the VM's lock, answers on ctl.sock, serves IMDS, counts down evictions, and cuts the power. It is started
-detached, with a locked descriptor, by the command that boots the VM, and it outlives that command.
+It holds the VM's lock, answers on ctl.sock, serves IMDS, has blobs served, counts down evictions and cuts the power. It
+is started detached, with a locked descriptor, by the command that boots the VM, and it outlives that command.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import selectors
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class Supervisor:
     guest: RunningGuest
     events: imds.ScheduledEvents
     imds_port: int
+    blob_server: subprocess.Popen[bytes] | None = None
     warden: int | None = None  # the end of a pipe that closes when the warden dies
     evict_at: float | None = None  # monotonic
     eviction: str = ""  # its event's id
@@ -97,6 +99,8 @@ def _power_on(vm: VmDirectory, lock: int) -> Supervisor:
     warden = isolation.split_off_warden(lock) if config["kind"] == "subreapers" else None
     server = _listen_on_loopback(state.imds_port)
     port = server.getsockname()[1]
+    blobs = _listen_on_loopback(0) if config["blob_server"] else None
+    config["blob_port"] = blobs.getsockname()[1] if blobs else 0
     guest = isolation.boot(vm, config, lock, port)
     update_state(
         vm,
@@ -108,9 +112,11 @@ def _power_on(vm: VmDirectory, lock: int) -> Supervisor:
         since=time.time(),
     )
     events = imds.ScheduledEvents(config["spec"]["name"], incarnation=state.document_incarnation + 1)
-    supervisor = Supervisor(vm, config, lock, selectors.DefaultSelector(), guest, events, port, warden)
+    supervisor = Supervisor(vm, config, lock, selectors.DefaultSelector(), guest, events, port, warden=warden)
     watch = supervisor.selector.register
     watch(server, selectors.EVENT_READ, partial(_accept_imds, supervisor, server))
+    if blobs is not None:
+        watch(blobs, selectors.EVENT_READ, partial(_serve_blobs, supervisor, blobs))
     control = _listen_on_socket(vm)
     watch(control, selectors.EVENT_READ, partial(_accept_command, supervisor, control))
     if warden is not None:
@@ -434,6 +440,32 @@ def _hear_imds(supervisor: Supervisor, connection: socket.socket, received: byte
     connection.close()
     if supervisor.eviction in supervisor.events.acknowledged and supervisor.evict_at is not None:
         supervisor.evict_at = min(supervisor.evict_at, time.monotonic() + ACKNOWLEDGED_AFTER)
+
+
+# --- blobs --------------------------------------------------------------------------------------------------
+
+
+def _serve_blobs(supervisor: Supervisor, listening: socket.socket) -> None:
+    """The VM's first connection: whoever serves it is started, and ends with this process at the latest."""
+    supervisor.selector.unregister(listening)
+    server = supervisor.blob_server = subprocess.Popen(
+        supervisor.config["blob_server"],
+        stdin=listening.fileno(),
+        stdout=subprocess.DEVNULL,
+        preexec_fn=partial(namespaces.die_with_parent, signal.SIGKILL),
+    )
+    ended = os.pidfd_open(server.pid)
+    watch = supervisor.selector.register
+    watch(ended, selectors.EVENT_READ, partial(_blob_server_ended, supervisor, listening, ended))
+
+
+def _blob_server_ended(supervisor: Supervisor, listening: socket.socket, ended: int) -> None:
+    """The next connection starts another."""
+    supervisor.selector.unregister(ended)
+    os.close(ended)
+    if supervisor.blob_server is not None:
+        supervisor.blob_server.wait()
+    supervisor.selector.register(listening, selectors.EVENT_READ, partial(_serve_blobs, supervisor, listening))
 
 
 def new_state(before: State, host_boot: str, kind: str) -> dict[str, Any]:
