@@ -56,7 +56,9 @@ MaxPrice = Annotated[
     str | None,
     typer.Option(metavar="USD", help="Most to pay an hour; -1: the on-demand price.  [-1]", show_default=False),
 ]
-Image = Annotated[str | None, typer.Option(metavar="REFERENCE", help="The trainer's Docker image.", show_default=False)]
+Image = Annotated[
+    str | None, typer.Option(metavar="REFERENCE", help="A published trainer image, used as it is.", show_default=False)
+]
 AcceptTerms = Annotated[
     bool, typer.Option("--accept-terms", help="Accept the VM image's terms; shows where to read them.")
 ]

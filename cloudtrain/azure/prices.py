@@ -12,7 +12,7 @@ from cloudtrain.errors import CloudtrainError, Exit
 # Values of a filter are case-sensitive in this version.
 API_VERSION = "2023-01-01-preview"
 # A list that does not answer must not hold anybody up for long.
-TIMEOUT_SECONDS = 10
+TIMEOUT_SECONDS = 5
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,30 @@ def test_the_life_of_a_vm(az: Az) -> None:
     assert az("az group show -n rehearsal").code == 3
 
 
+def test_the_life_of_a_storage_account(az: Az) -> None:
+    here = "-g rehearsal -n rehearsaldata"
+    az.told("az group create -n rehearsal -l westeurope")
+    assert az.told("az storage account check-name -n rehearsaldata")["nameAvailable"] is True
+    create = f"az storage account create {here} --sku Standard_LRS --min-tls-version TLS1_2 --only-show-errors"
+    made = az.told(f"{create} --allow-blob-public-access false")
+    assert (made["provisioningState"], made["minimumTlsVersion"]) == ("Succeeded", "TLS1_2")
+    assert az.told("az storage account check-name -n rehearsaldata")["reason"] == "AlreadyExists"
+    assert [one["name"] for one in az.told("az storage account list -g rehearsal")] == ["rehearsaldata"]
+    changed = az.told(f"az storage account update {here} --allow-shared-key-access false")
+    assert changed["allowSharedKeyAccess"] is False
+    before = az.told(f"az storage account keys list {here}")
+    after = az.told(f"az storage account keys renew {here} --key key1")
+    assert [old["value"] == new["value"] for old, new in zip(before, after, strict=True)] == [False, True]
+    container = "--storage-account rehearsaldata -g rehearsal"
+    assert az.told(f"az storage container-rm create {container} -n runs")["name"] == "runs"
+    assert [one["name"] for one in az.told(f"az storage container-rm list {container}")] == ["runs"]
+    refused = az("az storage account create -g rehearsal -n Bad_Name")
+    assert refused.code == 1 and "AccountNameInvalid" in refused.err
+    az.told(f"az storage account delete {here} --yes")
+    assert az.told("az resource list -g rehearsal") == []
+    az.told("az group delete -n rehearsal --yes")
+
+
 # As they stand in the tutorial, but for the image, which it chooses in the portal.
 
 CREATE_TUTORIAL = """az group create --name tutorial-resource-group --location westus2 --output none &&

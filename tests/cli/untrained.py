@@ -12,7 +12,7 @@ from tests.emulator.memory_machines import MemoryMachines
 
 
 class UntrainedMachines(MemoryMachines):
-    def __init__(self, root: Path, *, clock: Clock, images: Any, readable: Any) -> None:
+    def __init__(self, root: Path, *, clock: Clock, **_: Any) -> None:
         super().__init__(root, clock)
 
     def start_script(self, vm_id: str, script: Script) -> str:
