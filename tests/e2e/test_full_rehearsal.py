@@ -17,7 +17,7 @@ from .test_journey import events, until_finished
 pytestmark = [pytest.mark.docker, pytest.mark.skipif(os.getuid() != 0, reason="a node needs capabilities of root")]
 
 # Small enough for a test, long enough to be evicted six times.
-JOB = ("--dataset", "silhouettes", "--image-size", "64", "--batch-size", "16", "--epochs", "12", "--seed", "7")
+JOB = ("--dataset", "silhouettes", "--image-size", "64", "--batch-size", "16", "--epochs", "9", "--seed", "7")
 
 
 @pytest.fixture(scope="module")
