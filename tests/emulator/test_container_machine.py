@@ -26,11 +26,14 @@ pytestmark = [pytest.mark.docker, pytest.mark.skipif(os.getuid() != 0, reason="l
 VM, SPEC = scenarios.VM, scenarios.SPEC
 NODE = f"cloudtrain-{VM}"
 # Images of the scenarios in the engine of a VM, from the registry that the rehearsal starts.
-FETCH = """
-until docker info >/dev/null 2>&1; do sleep 0.1; done
+ENGINE = "until docker info >/dev/null 2>&1; do sleep 0.1; done\n"
+FETCH = (
+    ENGINE
+    + """
 docker image inspect {name} >/dev/null 2>&1 && exit
 docker pull -q {source} >/dev/null && docker tag {source} {name}
 """
+)
 
 
 class Fetching(ContainerMachines):
@@ -42,6 +45,11 @@ class Fetching(ContainerMachines):
         super().boot(spec, same_host=same_host)
         for name, source in self.images.items():
             scenarios.output(self, FETCH.format(name=name, source=source))
+
+    def reboot(self, vm_id: str) -> None:
+        super().reboot(vm_id)
+        if self.images:  # the engine comes up after cron, here as everywhere
+            scenarios.output(self, ENGINE)
 
 
 @dataclass
