@@ -362,6 +362,10 @@ OPERATIONS: Mapping[str, Operation] = {
     "MarketplaceAgreements_GetAgreement": _shown(AgreementTerms),
     "MarketplaceAgreements_Sign": _shown(AgreementTerms),
     "MarketplaceAgreements_Cancel": _shown(AgreementTerms),
+    "ResourceGraph_Resources": Operation(
+        Keys({"subscriptions": list[str], "query": str, "options": dict}),
+        {200: Keys({"totalRecords": int, "count": int, "data": list, "facets": list, "resultTruncated": str})},
+    ),
     "RoleAssignments_Create": Operation(RoleAssignmentCreateParameters, {201: RoleAssignment, 200: RoleAssignment}),
     "RoleAssignments_Get": _shown(RoleAssignment),
     "RoleAssignments_ListForScope": _shown(RoleAssignmentListResult),
