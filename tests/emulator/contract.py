@@ -362,6 +362,11 @@ OPERATIONS: Mapping[str, Operation] = {
     "MarketplaceAgreements_GetAgreement": _shown(AgreementTerms),
     "MarketplaceAgreements_Sign": _shown(AgreementTerms),
     "MarketplaceAgreements_Cancel": _shown(AgreementTerms),
+    "Schedules_CreateOrUpdate": Operation(
+        resources.GenericResource, {200: resources.GenericResource, 201: resources.GenericResource}
+    ),
+    "Schedules_Get": _shown(resources.GenericResource),
+    "Schedules_Delete": Operation(None, {200: None, 204: None}),
     "ResourceGraph_Resources": Operation(
         Keys({"subscriptions": list[str], "query": str, "options": dict}),
         {200: Keys({"totalRecords": int, "count": int, "data": list, "facets": list, "resultTruncated": str})},
