@@ -93,7 +93,7 @@ def _fingerprint(options: Options, dataset: Dataset, place: devices.Devices) -> 
         "batch_size": str(options.batch_size),
         "learning_rate": str(options.learning_rate),
         "seed": str(options.seed),
-        "devices": f"{place.count} {place.kind}",
+        "devices": f"{place.count} {place.name}",
         "precision": place.precision,
         "deterministic": str(options.deterministic),
         "grappler": str(place.kind == "GPU"),
