@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,7 @@ def train(run: Run, network: Network, options: Options, dataset: Dataset) -> Non
         for images, labels in batches.of_epoch(epoch, run.position.offset):
             network.train(images, labels, weights)
             run.step_done()
+            gc.enable()
         judged = _validate(run, network, dataset.validation, options.batch_size)
         values = {**network.training.means(), **judged}
         _keep_if_best(run, best, values)
