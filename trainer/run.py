@@ -152,6 +152,7 @@ class Run:
         self._last_save = (self.position.step, self._mark)
         self._last_line = (float("-inf"), "")
         self._events: EventLog | None = None
+        self._events_begun = False
         self._kept: tuple[dict[str, Any], checkpoint.Tensors] | None = None
         self._digest: str | None = None
         if restored.checkpoint is not None:
@@ -205,6 +206,7 @@ class Run:
         row["elapsed_seconds"] = round(self.elapsed(), 3)
         self.history.append(row)
         metrics.write_csv(self.directory.metrics, self.history)
+        self._begin_events()
         if self._events is not None:
             metrics.tell_events(self._events, position.step, values, self.speed.examples_per_second())
         self.display.clear()
@@ -358,11 +360,18 @@ class Run:
     def _first_step(self) -> None:
         self.stop.training_has_begun()
         self.first_step_after = round(process_age(), 3)
+        self._begin_events()
+        self.tell()
+
+    def _begin_events(self) -> None:
+        """At the first step, or (resumed after the last step of an epoch) at the end of that epoch."""
+        if self._events_begun:
+            return
+        self._events_begun = True
         self._events = self.settings.open_events(self.resumed_from or 0)
         if self.resumed_from is not None and self._events is not None:
             text = f"resumed at step {self.resumed_from}, {now()} (resume {self.resumes})"
             self._events.text("resumes", self.resumed_from, text)
-        self.tell()
 
     def _say_where_it_begins(self, restored: Restored) -> None:
         for line in restored.damaged:

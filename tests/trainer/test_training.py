@@ -176,6 +176,9 @@ def test_stopped_in_its_validation_it_validates_again(trainer: Trainer) -> None:
     assert code == 0, output
     (row,) = rows(trainer)
     assert row["step"] == str(STEPS_PER_EPOCH) and float(row["val_accuracy"]) > 0
+    assert {("train", "epoch_loss", STEPS_PER_EPOCH), ("validation", "epoch_loss", STEPS_PER_EPOCH)} <= {
+        *events(trainer)
+    }
     assert "0 steps lost" in trainer.journal()
 
 
