@@ -253,12 +253,12 @@ class ResumableRun:
         self._model.reset_metrics()
         self._run.variables.restore_extra(tensors)
 
-    def _open_events(self, step: int) -> EventLog | None:
+    def _open_events(self, step: int, epoch_is_over: bool) -> EventLog | None:
         if keras.backend.backend() != "tensorflow":
             return None
         from trainer import tensorboard
 
-        return tensorboard.Events(self._directory.tensorboard, step)
+        return tensorboard.Events(self._directory.tensorboard, step, epoch_is_over)
 
 
 class _Callback(keras.callbacks.Callback):  # type: ignore[misc]

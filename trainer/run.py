@@ -114,7 +114,7 @@ class Settings:
     job: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     running_metrics: Callable[[], Mapping[str, float]] = dict
-    open_events: Callable[[int], EventLog | None] = lambda step: None
+    open_events: Callable[[int, bool], EventLog | None] = lambda step, epoch_is_over: None
     epochs_are_whole: bool = False
 
 
@@ -153,6 +153,7 @@ class Run:
         self._last_line = (float("-inf"), "")
         self._events: EventLog | None = None
         self._events_begun = False
+        self._began_with_an_epoch = self.position.offset == 0
         self._kept: tuple[dict[str, Any], checkpoint.Tensors] | None = None
         self._digest: str | None = None
         if restored.checkpoint is not None:
@@ -368,7 +369,7 @@ class Run:
         if self._events_begun:
             return
         self._events_begun = True
-        self._events = self.settings.open_events(self.resumed_from or 0)
+        self._events = self.settings.open_events(self.resumed_from or 0, self._began_with_an_epoch)
         if self.resumed_from is not None and self._events is not None:
             text = f"resumed at step {self.resumed_from}, {now()} (resume {self.resumes})"
             self._events.text("resumes", self.resumed_from, text)

@@ -79,7 +79,7 @@ def begin(
         job=job,
         fingerprint=_fingerprint(options, dataset, network.place),
         running_metrics=network.training.means,
-        open_events=lambda at: tensorboard.Events(directory.tensorboard, at),
+        open_events=lambda step, epoch_is_over: tensorboard.Events(directory.tensorboard, step, epoch_is_over),
     )
     variables = Variables(network.model, network.optimizer, extra=lambda: [network.training.variable])
     run = Run(directory, restored, variables, settings, stop, progress.Display())
