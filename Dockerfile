@@ -8,8 +8,8 @@ FROM ${BASE_IMAGE}
 # Debian's pip installs beside Debian's own packages only when told so.
 ENV PIP_NO_CACHE_DIR=1 PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore
 
-# The official image holds the package `tensorflow`, which is built for CPU and GPU: tensorflow-cpu would overwrite its
-# files, and tensorflow[and-cuda] adds NVIDIA's libraries to it.
+# The official image holds the package `tensorflow`, which is built for CPU and GPU (assumed from its 616 MB, compressed;
+# tensorflow-cpu has half of that): tensorflow-cpu would overwrite its files, tensorflow[and-cuda] adds NVIDIA's libraries.
 ARG TENSORFLOW=tensorflow-cpu
 RUN if [ "$TENSORFLOW" = tensorflow-cpu ] && python3 -m pip show --quiet tensorflow 2>/dev/null; then \
       echo "the base image brings TensorFlow"; \

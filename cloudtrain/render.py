@@ -127,6 +127,7 @@ _KINDS = {
     "Microsoft.Network/publicIPAddresses": "public address",
     "Microsoft.Compute/disks": "disk",
     "Microsoft.Compute/virtualMachines/runCommands": "RunCommand",
+    "Microsoft.DevTestLab/schedules": "auto-shutdown",
     "Microsoft.Network/networkWatchers": "network watcher",
 }
 
@@ -184,6 +185,10 @@ def _price_rows(result: "Plan") -> list[Row]:
         ("source", asked + since),
         ("a day", a_day),
     ]
+    if result.max_duration or result.max_cost:
+        limits = [duration(result.max_duration)] if result.max_duration else []
+        limits += [f"{result.max_cost:g} USD for the VM"] if result.max_cost else []
+        rows.append(("limits", f"{' or '.join(limits)}, kept by cloudtrain watch"))
     if result.besides:
         rows.append(("on top of it", "; ".join(result.besides)))
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import re
@@ -71,6 +72,7 @@ def load(request: Request, imported: threading.Event) -> Dataset:
     if ready is not None:
         return ready
     imported.wait()
+    gc.enable()  # preparing may take hours
     from trainer import tfds_source
 
     try:

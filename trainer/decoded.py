@@ -108,7 +108,7 @@ def sole_preparer(directory: Path) -> Iterator[None]:
 
 
 class Writer:
-    """Fills a directory aside; `publish` puts it in its place."""
+    """Fills a directory aside; `publish` puts it in its place. A context: without that, nothing is left."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -116,6 +116,12 @@ class Writer:
         files.discard(self.aside)
         self.aside.mkdir(parents=True)
         self.checksums: dict[str, int] = {}
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        files.discard(self.aside)
 
     def split(self, part: str, count: int, shape: tuple[int, ...], batches: Iterator[Any]) -> None:
         """Write `count` examples from batches of (images, labels)."""

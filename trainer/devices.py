@@ -8,18 +8,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from trainer import precision
 from trainer.errors import Refused
 from trainer.options import Options
-
-# NVIDIA's compute capabilities: tensor cores came with 7.0, bfloat16 with 8.0.
-HALF, BRAIN = (7, 0), (8, 0)
 
 
 @dataclass(frozen=True)
 class Devices:
+    """`name` is what the GPUs call themselves, else `CPU`."""
+
     strategy: Any
     count: int
     kind: str
+    name: str
     precision: str
 
 
@@ -33,15 +34,19 @@ def set_up(options: Options) -> Devices:
     if gpus and count > len(gpus):
         raise Refused(f"{count} GPUs were asked for, this machine has {len(gpus)}")
     if options.batch_size % count:
-        raise Refused(f"a batch of {options.batch_size} cannot be shared out equally over {count} devices")
+        hint = f"--batch-size {count * max(1, options.batch_size // count)}, or fewer --devices"
+        raise Refused(f"a batch of {options.batch_size} cannot be shared out equally over {count} devices", hint=hint)
     if gpus:
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
     else:
         _configure_cpu(count)
-    precision = _precision(options.precision, gpus)
-    keras.mixed_precision.set_global_policy(precision)
-    return Devices(_strategy(kind, count), count, kind, precision)
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus[:count]]
+    capabilities = [tuple(detail.get("compute_capability", (0, 0))) for detail in details]
+    chosen = precision.choose(options.precision, capabilities)
+    keras.mixed_precision.set_global_policy(chosen)
+    name = ", ".join(sorted({detail.get("device_name", kind) for detail in details})) or kind
+    return Devices(_strategy(kind, count), count, kind, name, chosen)
 
 
 def _configure_cpu(count: int) -> None:
@@ -58,14 +63,3 @@ def _strategy(kind: str, count: int) -> Any:
     if count == 1:
         return tf.distribute.get_strategy()
     return tf.distribute.MirroredStrategy([f"{kind}:{number}" for number in range(count)])
-
-
-def _precision(asked: str, gpus: list[Any]) -> str:
-    """On a CPU mixed precision is slower (measured: bfloat16 1.4 times), so `auto` never chooses it there."""
-    if asked != "auto":
-        return asked
-    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
-    capability = min((tuple(detail.get("compute_capability", (0, 0))) for detail in details), default=(0, 0))
-    if capability >= BRAIN:
-        return "mixed_bfloat16"
-    return "mixed_float16" if capability >= HALF else "float32"

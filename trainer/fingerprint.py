@@ -9,6 +9,15 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "jax", "torch")
+# Of the environment: what chooses kernels and the number of threads in them.
+SETTINGS = (
+    "TF_ENABLE_ONEDNN_OPTS",
+    "ONEDNN_MAX_CPU_ISA",
+    "TF_NUM_INTRAOP_THREADS",
+    "OMP_NUM_THREADS",
+    "XLA_FLAGS",
+    "NVIDIA_TF32_OVERRIDE",
+)
 
 
 def of_machine() -> dict[str, str]:
@@ -20,7 +29,7 @@ def of_machine() -> dict[str, str]:
         "cpu": model,
         "cpu_flags": flags,
         "threads": str(len(os.sched_getaffinity(0))),
-        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
+        **{name: os.environ[name] for name in SETTINGS if name in os.environ},
     }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from trainer import decoded, fingerprint, policy, progress
 from trainer.data import Batches
 from trainer.directory import default_root, open_directory
-from trainer.errors import Refused
+from trainer.errors import Refused, TrainerError
 from trainer.journal import Journal, before_first_step
 from trainer.run import EventLog, Restored, Run, Schedule, Settings, find_state
 from trainer.stop import StopRequest
@@ -128,10 +128,11 @@ class ResumableRun:
         self._model = model
         self._data = data
         self._root = default_root() if directory is None else Path(directory)
-        self._optimizer = model.optimizer if optimizer is None else optimizer
+        self._optimizer = getattr(model, "optimizer", None) if optimizer is None else optimizer
         self._metrics: dict[str, Any] = {}
         self._random: dict[str, Any] = {}
         self._first_of_fit = False
+        self._placed: int | None = None
         self._stop = StopRequest(leave=sys.exit)
         self._settings = Settings(
             schedule=Schedule(len(data.batches.labels), data.batches.batch_size, epochs),
@@ -145,6 +146,8 @@ class ResumableRun:
         )
         if self._optimizer is None:
             raise Refused("there is no optimizer: compile the model, or name it with optimizer=")
+        if (getattr(model, "steps_per_execution", None) or 1) != 1:
+            raise Refused(f"each step has to be seen: steps_per_execution is {model.steps_per_execution}, not 1")
         self.callback = _Callback(self)
 
     def __enter__(self) -> ResumableRun:
@@ -185,6 +188,7 @@ class ResumableRun:
         """The epochs still to do, counting from 0, beginning with the one that was interrupted."""
         for epoch in self._run.epochs():
             self._data.place(epoch, self._run.position.offset)
+            self._placed = epoch
             # With PyTorch each call of `fit` draws random numbers before its first step, the first call in a
             # process more than the others: every epoch goes on from where the last one ended.
             self._random, self._first_of_fit = dict(self._run.variables.random_state()), True
@@ -231,6 +235,8 @@ class ResumableRun:
     def before_fit_step(self) -> None:
         """Undo what `fit` has changed before its first step; and keep what is needed since it cannot come back
         to the middle of a validation."""
+        if self._placed != self._run.position.epoch:
+            raise TrainerError("call fit once for each epoch that run.epochs() gives, with epochs=epoch + 1")
         if self._first_of_fit:
             self._first_of_fit = False
             if self._restored.checkpoint is not None and self._data.offset:
@@ -247,12 +253,12 @@ class ResumableRun:
         self._model.reset_metrics()
         self._run.variables.restore_extra(tensors)
 
-    def _open_events(self, step: int) -> EventLog | None:
+    def _open_events(self, step: int, epoch_is_over: bool) -> EventLog | None:
         if keras.backend.backend() != "tensorflow":
             return None
         from trainer import tensorboard
 
-        return tensorboard.Events(self._directory.tensorboard, step)
+        return tensorboard.Events(self._directory.tensorboard, step, epoch_is_over)
 
 
 class _Callback(keras.callbacks.Callback):  # type: ignore[misc]

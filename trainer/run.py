@@ -114,7 +114,7 @@ class Settings:
     job: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     running_metrics: Callable[[], Mapping[str, float]] = dict
-    open_events: Callable[[int], EventLog | None] = lambda step: None
+    open_events: Callable[[int, bool], EventLog | None] = lambda step, epoch_is_over: None
     epochs_are_whole: bool = False
 
 
@@ -152,6 +152,8 @@ class Run:
         self._last_save = (self.position.step, self._mark)
         self._last_line = (float("-inf"), "")
         self._events: EventLog | None = None
+        self._events_begun = False
+        self._began_with_an_epoch = self.position.offset == 0
         self._kept: tuple[dict[str, Any], checkpoint.Tensors] | None = None
         self._digest: str | None = None
         if restored.checkpoint is not None:
@@ -205,6 +207,7 @@ class Run:
         row["elapsed_seconds"] = round(self.elapsed(), 3)
         self.history.append(row)
         metrics.write_csv(self.directory.metrics, self.history)
+        self._begin_events()
         if self._events is not None:
             metrics.tell_events(self._events, position.step, values, self.speed.examples_per_second())
         self.display.clear()
@@ -358,11 +361,18 @@ class Run:
     def _first_step(self) -> None:
         self.stop.training_has_begun()
         self.first_step_after = round(process_age(), 3)
-        self._events = self.settings.open_events(self.resumed_from or 0)
+        self._begin_events()
+        self.tell()
+
+    def _begin_events(self) -> None:
+        """At the first step, or (resumed after the last step of an epoch) at the end of that epoch."""
+        if self._events_begun:
+            return
+        self._events_begun = True
+        self._events = self.settings.open_events(self.resumed_from or 0, self._began_with_an_epoch)
         if self.resumed_from is not None and self._events is not None:
             text = f"resumed at step {self.resumed_from}, {now()} (resume {self.resumes})"
             self._events.text("resumes", self.resumed_from, text)
-        self.tell()
 
     def _say_where_it_begins(self, restored: Restored) -> None:
         for line in restored.damaged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ def begin(
         job=job,
         fingerprint=_fingerprint(options, dataset, network.place),
         running_metrics=network.training.means,
-        open_events=lambda at: tensorboard.Events(directory.tensorboard, at),
+        open_events=lambda step, epoch_is_over: tensorboard.Events(directory.tensorboard, step, epoch_is_over),
     )
     variables = Variables(network.model, network.optimizer, extra=lambda: [network.training.variable])
     run = Run(directory, restored, variables, settings, stop, progress.Display())
@@ -93,7 +94,7 @@ def _fingerprint(options: Options, dataset: Dataset, place: devices.Devices) -> 
         "batch_size": str(options.batch_size),
         "learning_rate": str(options.learning_rate),
         "seed": str(options.seed),
-        "devices": f"{place.count} {place.kind}",
+        "devices": f"{place.count} {place.name}",
         "precision": place.precision,
         "deterministic": str(options.deterministic),
         "grappler": str(place.kind == "GPU"),
@@ -113,6 +114,7 @@ def train(run: Run, network: Network, options: Options, dataset: Dataset) -> Non
         for images, labels in batches.of_epoch(epoch, run.position.offset):
             network.train(images, labels, weights)
             run.step_done()
+            gc.enable()
         judged = _validate(run, network, dataset.validation, options.batch_size)
         values = {**network.training.means(), **judged}
         _keep_if_best(run, best, values)

@@ -16,6 +16,8 @@ from trainer import files
 
 RUNNING_EVERY = 10.0
 PARTS = ("train", "validation")
+RESUMES = "resumes"
+OF_AN_EPOCH = ("epoch_", "examples_per_second")
 _HEAD, _TAIL = 12, 4
 
 
@@ -23,8 +25,9 @@ class Events:
     """Writes scalars and texts under `directory`/train and `directory`/validation. A write that fails
     (disk full) ends TensorBoard's view of the run, not the run."""
 
-    def __init__(self, directory: Path, step: int) -> None:
-        """Goes on after `step`: later events, of steps that are done again now, are removed."""
+    def __init__(self, directory: Path, step: int, epoch_is_over: bool) -> None:
+        """Goes on after `step`: later events, of steps that are done again now, are removed; and those of the
+        epoch that ends at `step`, unless that is over (validated) already."""
         self._directory = directory
         self._writers: dict[str, Any] = {}
         self._told: dict[tuple[str, str], int] = {}
@@ -32,7 +35,7 @@ class Events:
         self._failed = False
         for part in PARTS:
             for path in sorted((directory / part).glob("events.out.tfevents.*")):
-                drop_after(path, step)
+                drop_after(path, step, epoch_is_over)
 
     def scalars(self, part: str, step: int, values: Mapping[str, float]) -> None:
         if any(tag.startswith("running_") for tag in values):
@@ -81,15 +84,17 @@ class Events:
             print(f"no more TensorBoard events: {error}", flush=True)
 
 
-def drop_after(path: Path, step: int) -> None:
-    """Take the events after `step` out of a file, and a torn one at its end. Texts about resuming at `step`
-    go too: this resume replaces them."""
+def drop_after(path: Path, step: int, epoch_is_over: bool) -> None:
+    """Take the events after `step` out of a file, and a torn one at its end. Those at `step` go too that are told
+    anew: texts about resuming, and the metrics of an epoch that is not over.
+    """
+    told_anew = RESUMES if epoch_is_over else (RESUMES, *OF_AN_EPOCH)
     kept, dropped = [], False
     records = list(_records(path))
     for record in records:
         event = tf.compat.v1.Event.FromString(record[_HEAD:-_TAIL])
-        resumed_here = event.step == step and any(value.tag == "resumes" for value in event.summary.value)
-        if event.step > step or resumed_here:
+        anew = event.step == step and any(value.tag.startswith(told_anew) for value in event.summary.value)
+        if event.step > step or anew:
             dropped = True
         else:
             kept.append(record)

@@ -39,12 +39,13 @@ def prepare(request: Request, directory: Path) -> Dataset:
     names = tuple(builder.info.features[label].names)
     native = builder.info.features[image].shape
     size = request.size or (native[:2] if all(native[:2]) else (SIZE_UNKNOWN, SIZE_UNKNOWN))
-    writer = decoded.Writer(directory)
     splits = _splits(builder, request)
-    for part, split in zip(decoded.PARTS, splits, strict=True):
-        examples = _labelled(_decode(builder, split, (image, label), size), f"{split!r} of {request.name}", len(names))
-        writer.split(part, builder.info.splits[split].num_examples, (*size, 3), examples)
-    writer.publish(request.name, f"{builder.info.full_name} {' '.join(splits)} {size[0]}x{size[1]}", names)
+    with decoded.Writer(directory) as writer:
+        for part, split in zip(decoded.PARTS, splits, strict=True):
+            examples = _decode(builder, split, (image, label), size)
+            count = builder.info.splits[split].num_examples
+            writer.split(part, count, (*size, 3), _labelled(examples, f"{split!r} of {request.name}", len(names)))
+        writer.publish(request.name, f"{builder.info.full_name} {' '.join(splits)} {size[0]}x{size[1]}", names)
     ready = decoded.read(directory)
     if ready is None:
         raise TrainerError(f"the data set that was just written to {directory} cannot be read")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from trainer.checkpoint import Array
 from trainer.errors import Refused
 
 TORCH_RNG = "rng/torch"
+# Keras numbers its layers in the order in which a process makes them: dense, dense_1, ...
+NUMBERED = re.compile(r"_\d+(?=/|$)")
 
 
 class Variables:
@@ -94,7 +97,7 @@ def _named(groups: Iterable[tuple[str, Iterable[Any]]]) -> Iterator[tuple[str, A
             if id(variable) in seen:
                 continue
             seen.add(id(variable))
-            name = f"{group}/{index:04d}/{getattr(variable, 'path', variable.name)}"
+            name = f"{group}/{index:04d}/{NUMBERED.sub('', getattr(variable, 'path', variable.name))}"
             for replica, part in enumerate(_replicas(variable)):
                 yield (f"{name}@{replica}" if replica else name), part
 

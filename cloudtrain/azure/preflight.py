@@ -57,7 +57,7 @@ def read(session: Session, spec: RunSpec) -> Readings:
     """Everything at once. The longest chain is three requests: image versions, image, terms."""
     found, registrations, regions, offered, cores, image_and_terms, price = together(
         lambda: _attempt(lambda: subscription.find(session)),
-        lambda: _attempt(lambda: providers.states(session, (*providers.NEEDED, providers.MARKETPLACE))),
+        lambda: _attempt(lambda: providers.states(session, _needed_providers(spec, sold=True))),
         lambda: _attempt(lambda: subscription.regions(session)),
         lambda: _attempt(lambda: sizes.offered(session, spec.location)),
         lambda: _attempt(lambda: sizes.spot_cores(session, spec.location)),
@@ -99,16 +99,23 @@ def checks(seen: Readings, spec: RunSpec, held_size: str = "") -> list[Check]:
         later = [unknown(name, "This takes a region that exists.") for name, _ in about_place]
     else:
         later = [check() for _, check in about_place]
-    return [passed("credential", seen.login), _subscription(seen), _providers(seen), place, *later]
+    return [passed("credential", seen.login), _subscription(seen), _providers(seen, spec), place, *later]
 
 
-def missing_registrations(seen: Readings) -> list[str]:
-    """Providers that a run of this image needs and the subscription is not registered for."""
+def missing_registrations(seen: Readings, spec: RunSpec) -> list[str]:
+    """Providers that the run needs and the subscription is not registered for."""
     if isinstance(seen.registrations, CloudtrainError):
         return []
     sold = not isinstance(seen.image, CloudtrainError) and seen.image.plan is not None
-    needed = (*providers.NEEDED, providers.MARKETPLACE) if sold else providers.NEEDED
+    needed = _needed_providers(spec, sold=sold)
     return [name for name in needed if seen.registrations[name] != providers.REGISTERED]
+
+
+def _needed_providers(spec: RunSpec, *, sold: bool) -> list[str]:
+    """sold: the VM image has a plan."""
+    marketplace = [providers.MARKETPLACE] if sold else []
+    schedules = [providers.SCHEDULES] if spec.max_duration else []
+    return [*providers.NEEDED, *marketplace, *schedules]
 
 
 def _subscription(seen: Readings) -> Check:
@@ -134,10 +141,10 @@ def _subscription(seen: Readings) -> Check:
     return passed(name, shown if found.state == "Enabled" else f"{shown}, {found.state}: look at its bills")
 
 
-def _providers(seen: Readings) -> Check:
+def _providers(seen: Readings, spec: RunSpec) -> Check:
     if isinstance(seen.registrations, CloudtrainError):
         return undecided(PROVIDERS, seen.registrations)
-    missing = missing_registrations(seen)
+    missing = missing_registrations(seen, spec)
     if missing:
         return failed(
             PROVIDERS,

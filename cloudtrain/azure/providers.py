@@ -11,6 +11,8 @@ from cloudtrain.together import together
 NEEDED = ("Microsoft.Compute", "Microsoft.Network")
 # Only for images that are sold under a plan.
 MARKETPLACE = "Microsoft.MarketplaceOrdering"
+# Only for Azure's auto-shutdown, which a maximum duration uses.
+SCHEDULES = "Microsoft.DevTestLab"
 REGISTERED = "Registered"
 # Azure takes one to a few minutes.
 REGISTRATION_SECONDS = 900.0

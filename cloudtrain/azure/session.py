@@ -99,11 +99,7 @@ class Session(AbstractContextManager["Session"]):
         self._principal = principal
         self.price_list = price_list
         self._credential = credential
-        self._options = client_options | {
-            "retry_policy": _retries(pace),
-            "per_retry_policies": _own_policies(),
-            "polling_interval": pace.look,
-        }
+        self._client_options = client_options
         self._pace = pace
         self.caller_address = caller_address  # the public address that this machine comes from, None where unknown
         self.prepare = prepare  # before a run is made: what its VM needs of this machine
@@ -116,6 +112,12 @@ class Session(AbstractContextManager["Session"]):
     def principal_id(self) -> str:
         """The object id of whoever is logged in, to which a role can be assigned."""
         return self._principal()
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """Of a new client. A policy belongs to one client's pipeline, so each gets its own."""
+        own = {"retry_policy": _retries(self._pace), "per_retry_policies": _own_policies()}
+        return self._client_options | own | {"polling_interval": self._pace.look}
 
     @cached_property
     def compute(self) -> Any:

@@ -20,7 +20,7 @@ def ensure(session: Session, group: Group, vm_id: str, now: datetime) -> str:
     """Bring the schedule in line with the run's maximum duration; its time, 'HHMM' UTC, '' for none.
 
     Raises CloudtrainError, as where the subscription is not registered for Microsoft.DevTestLab."""
-    wanted, held = _wanted(group, now), _held(session, group)
+    wanted, held = due(group.begun, group.spec.max_duration, now), _held(session, group)
     if wanted == held:
         return wanted
     with translated("setting Azure's auto-shutdown"):
@@ -35,13 +35,19 @@ def ensure(session: Session, group: Group, vm_id: str, now: datetime) -> str:
     return wanted
 
 
-def _wanted(group: Group, now: datetime) -> str:
-    if not group.spec.max_duration:
+def due(begun: float, max_duration: int, now: datetime) -> str:
+    """When a schedule set now has to fire, 'HHMM' UTC; '' where none is to be set. begun: of the run, epoch seconds."""
+    if not max_duration:
         return ""
-    at = datetime.fromtimestamp(group.begun + group.spec.max_duration, UTC) + AFTER_THE_LIMIT
+    at = datetime.fromtimestamp(begun + max_duration, UTC) + AFTER_THE_LIMIT
     if not now < at < now + SOON:
         return ""
     return f"{at:%H%M}"
+
+
+def name(run: str, generation: int) -> str:
+    """Azure takes no other."""
+    return f"shutdown-computevm-{names.vm(run, generation)}"
 
 
 def _held(session: Session, group: Group) -> str:
@@ -59,9 +65,8 @@ def _held(session: Session, group: Group) -> str:
 
 
 def _id(group: Group) -> str:
-    # Azure takes no other name.
-    name = f"shutdown-computevm-{names.vm(group.run, group.generation)}"
-    return f"{group.id}/providers/Microsoft.DevTestLab/schedules/{name}".lstrip("/")
+    schedule = name(group.run, group.generation)
+    return f"{group.id}/providers/Microsoft.DevTestLab/schedules/{schedule}".lstrip("/")
 
 
 def _body(group: Group, vm_id: str, time: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from cloudtrain.azure import names
 from cloudtrain.azure.errors import code_of, is_missing, message_of, translated
 from cloudtrain.azure.group import TAG_RUN, Group
 from cloudtrain.azure.session import Session
+from cloudtrain.azure.words import word
 from cloudtrain.clock import Clock
 from cloudtrain.errors import CloudtrainError, Exit, Refused
 
@@ -26,6 +27,8 @@ LONGEST_DELEGATION = timedelta(days=7)
 # Built-in role: Storage Blob Data Contributor.
 DATA_ROLE = "ba92f5b4-2d11-453d-a403-e96b0029c9fe"
 _NAMES_TRIED = 5
+# Azure takes 17 to 20 s.
+_CREATE_SECONDS = 600.0
 _CHANGE_SECONDS = 120.0
 _NO_RIGHT = frozenset({"AuthorizationPermissionMismatch", "AuthorizationFailure", "AuthorizationFailed"})
 _NO_KEYS = "KeyBasedAuthenticationNotPermitted"
@@ -63,7 +66,12 @@ class VmAccess:
 
 
 def find(session: Session, group: Group) -> Storage | None:
-    """The run's account; None where the group has none that is ours."""
+    """The run's account; None where the group has none that is ours and ready."""
+    ready = [account for account in _ours(session, group) if word(account.provisioning_state) == "Succeeded"]
+    return _storage(ready[0], group.name) if ready else None
+
+
+def _ours(session: Session, group: Group) -> list[Any]:
     from azure.core.exceptions import HttpResponseError
 
     with translated("looking for the storage account"):
@@ -71,17 +79,31 @@ def find(session: Session, group: Group) -> Storage | None:
             found = list(session.storage.storage_accounts.list_by_resource_group(group.name))
         except HttpResponseError as error:
             if is_missing(error):
-                return None
+                return []
             raise
-    ours = [account for account in found if (account.tags or {}).get(TAG_RUN) == group.run]
-    return _storage(ours[0], group.name) if ours else None
+    return [account for account in found if (account.tags or {}).get(TAG_RUN) == group.run]
 
 
-def create(session: Session, group: Group) -> Storage:
+def create(session: Session, group: Group, clock: Clock) -> Storage:
     """The account and its container: private, TLS only, closed to account keys. Made already: as it is."""
-    storage = find(session, group) or _create_account(session, group)
+    storage = _begun_before(session, group, clock) or _create_account(session, group)
     with translated("creating the blob container"):
         session.storage.blob_containers.create(group.name, storage.account, CONTAINER, {})
+    return storage
+
+
+def _begun_before(session: Session, group: Group, clock: Clock) -> Storage | None:
+    """The account, waited for where a command that was interrupted has begun it."""
+    deadline = clock.now() + timedelta(seconds=_CREATE_SECONDS)
+    while (storage := find(session, group)) is None and _ours(session, group):
+        if clock.now() > deadline:
+            raise CloudtrainError(
+                "StorageNotReady",
+                f"The storage account of run '{group.run}' has not been ready for {_CREATE_SECONDS / 60:.0f} minutes.",
+                "Run the same command again later.",
+                Exit.UNREACHABLE,
+            )
+        clock.sleep(session.capabilities.poll_seconds)
     return storage
 
 

@@ -359,7 +359,7 @@ def _shown_operation(deployment: Resource, step: _Step, now: float) -> Json:
         "provisioningState": step.state,
         "timestamp": zulu(ended),
         "duration": f"PT{ended - step.started:.7f}S",
-        "trackingId": guid(),
+        "serviceRequestId": guid(),
         "statusCode": step.status_code,
         "targetResource": _target(step),
     }

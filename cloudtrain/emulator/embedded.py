@@ -63,7 +63,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Status:
-    """strays: vm_ids of machines that no VM of the database stands for."""
+    """strays: vm_ids of machines that no VM of the database stands for. faults: rules that can still strike."""
 
     directory: str
     kind: str
@@ -73,6 +73,7 @@ class Status:
     vms: list[VmStatus]
     open_operations: list[str]
     strays: list[str]
+    faults: int
 
 
 class OtherMachines(Exception):
@@ -190,6 +191,7 @@ class EmbeddedAzure:
             groups = [group.name for group in records.resources(ids.GROUP)]
             pending = [f"{o.kind} {o.target.rsplit('/', 1)[-1]}" for o in records.open_operations()]
             cores = int(records.setting("spot_cores") or 0)
+            striking = [rule for rule in faults.rules(records) if rule.count is None or rule.struck < rule.count]
         known = {vm.private["vm_id"] for vm in vms}
         found = Status(
             str(self.root),
@@ -200,6 +202,7 @@ class EmbeddedAzure:
             [_vm_status(self._azure, vm) for vm in vms],
             pending,
             [stray for stray in self._azure.machines.strays() if stray not in known],
+            len(striking),
         )
         return asdict(found)
 

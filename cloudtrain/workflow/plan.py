@@ -2,7 +2,7 @@
 
 import msgspec
 
-from cloudtrain.azure import leftovers, names, preflight
+from cloudtrain.azure import leftovers, names, preflight, shutdown
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.prices import Prices
 from cloudtrain.azure.vm import PowerState, Vm
@@ -50,7 +50,8 @@ class PriceInfo(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """action: 'create' (a new VM), 'start' (the VM that is there) or 'none' (it runs). changes: settings of an existing
     run that would change. besides: what bills beside the VM. registers: providers that the subscription would be
-    registered for. terms: where those of the VM image are that still have to be accepted, "" for none."""
+    registered for. max_duration (seconds), max_cost (USD): 0 = no limit. terms: where those of the VM image are that
+    still have to be accepted, "" for none."""
 
     run: str
     cloud: str
@@ -65,6 +66,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     arguments: list[str]
     disk_gb: int
     max_price: float
+    max_duration: int
+    max_cost: float
     eviction_policy: str
     bills: bool
     price: PriceInfo
@@ -100,12 +103,14 @@ def make(
         arguments=list(spec.arguments),
         disk_gb=spec.disk_gb,
         max_price=spec.max_price,
+        max_duration=spec.max_duration,
+        max_cost=spec.max_cost,
         eviction_policy=spec.eviction_policy,
         bills=ctx.session.capabilities.bills,
         price=_price(ctx, spec, found),
         besides=_besides(spec, found) if ctx.session.capabilities.bills else [],
         terms=_terms_to_accept(found),
-        registers=preflight.missing_registrations(found.seen),
+        registers=preflight.missing_registrations(found.seen, spec),
         resources=_resources(ctx, spec, group),
         changes=changes or [],
         checks=check_infos(found.checks),
@@ -167,6 +172,9 @@ def _resources(ctx: Context, spec: RunSpec, group: Group | None) -> list[Planned
         ("Microsoft.Network/publicIPAddresses", names.public_ip(run, generation)),
         ("Microsoft.Compute/disks", names.disk(run, generation)),
     ]
+    now = ctx.clock.now()
+    if shutdown.due(group.begun if group else now.timestamp(), spec.max_duration, now):
+        made.append(("Microsoft.DevTestLab/schedules", shutdown.name(run, generation)))
     planned = [PlannedResource(kind, name, _is_there(kind, name, there)) for kind, name in made]
     command = PlannedResource("Microsoft.Compute/virtualMachines/runCommands", f"{vm}/{training.START_COMMAND}", False)
     watcher = f"NetworkWatcher_{spec.location}"

@@ -75,7 +75,7 @@ def put_right(ctx: Context, spec: RunSpec, found: Findings, *, accept_terms: boo
 
 def mend(ctx: Context, spec: RunSpec, found: Findings, *, register: bool, accept_terms: bool) -> Findings:
     """Register the providers that are missing, accept the terms that are not; then everything is looked at again."""
-    missing = preflight.missing_registrations(found.seen)
+    missing = preflight.missing_registrations(found.seen, spec)
     if not register:
         # Without it nobody can accept terms.
         missing = [name for name in missing if accept_terms and name == providers.MARKETPLACE]

@@ -63,6 +63,7 @@ class Az:
 
 @pytest.fixture(scope="module")
 def az(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Az]:
+    """Afterwards: nothing is left of the shell, and every answer it was given is one that the SDK's models know."""
     directory = az_directory()
     if directory is None:
         pytest.skip("no az: name it in CLOUDTRAIN_AZ, or put it on PATH (pip install azure-cli)")
@@ -75,9 +76,10 @@ def az(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Az]:
         "PATH": f"{directory}:{os.environ['PATH']}",
         "HOME": str(user),  # --generate-ssh-keys writes there
     }
+    watched = [sys.executable, "-m", "tests.az.watched_cloudtrain", str(place / "broken")]
     # A shell that tells its environment and stays open; in it, `az` is used by the tests.
     shell = subprocess.Popen(
-        [sys.executable, "-m", "cloudtrain", "emulator", "shell", "--", "sh", "-c", "env -0; echo; exec cat"],
+        [*watched, "emulator", "shell", "--", "sh", "-c", "env -0; echo; exec cat"],
         cwd=place,
         env=given,
         stdin=subprocess.PIPE,
@@ -92,5 +94,7 @@ def az(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Az]:
     shell.stdin.close()
     assert shell.wait(30) == 0
     assert not list((home / "emulator/shells").glob("shell-*"))
+    broken = json.loads((place / "broken").read_text())
+    assert not broken, "\n".join(broken)
     reset = [sys.executable, "-m", "cloudtrain", "emulator", "reset", "--yes", "--quiet"]
     subprocess.run(reset, cwd=place, env=given, check=True, stdout=subprocess.DEVNULL)

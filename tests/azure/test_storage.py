@@ -63,8 +63,8 @@ def give_role(session: Session, made: storage.Storage) -> None:
 
 def test_the_account_is_private_and_closed_to_keys(session: Session, group: Group) -> None:
     assert storage.find(session, group) is None
-    made = storage.create(session, group)
-    assert storage.create(session, group) == made == storage.find(session, group)
+    made = storage.create(session, group, CLOCK)
+    assert storage.create(session, group, CLOCK) == made == storage.find(session, group)
     account = session.storage.storage_accounts.get_properties(group.name, made.account)
     assert (account.minimum_tls_version, account.enable_https_traffic_only) == ("TLS1_2", True)
     assert (account.allow_blob_public_access, account.allow_shared_key_access) == (False, False)
@@ -73,19 +73,27 @@ def test_the_account_is_private_and_closed_to_keys(session: Session, group: Grou
     assert made.id in leftovers.of_run(session, "horses")
 
 
+def test_an_account_that_an_interrupted_command_began_is_waited_for(session: Session, group: Group) -> None:
+    body = {"location": "eastus", "kind": "StorageV2", "sku": {"name": "Standard_LRS"}}
+    body["tags"] = {"cloudtrain-run": "horses"}
+    session.storage.storage_accounts.begin_create(group.name, "ctbegun", body, polling=False)
+    assert storage.find(session, group) is None
+    assert storage.create(session, group, CLOCK).account == "ctbegun"
+
+
 def test_a_name_that_somebody_has_is_passed_over(session: Session, group: Group) -> None:
     other = new_group(session, "other")
-    taken = storage.create(session, group).account
+    taken = storage.create(session, group, CLOCK).account
     session.storage.storage_accounts.delete(group.name, taken)
     body = {"location": "eastus", "kind": "StorageV2", "sku": {"name": "Standard_LRS"}}
     session.storage.storage_accounts.begin_create(other.name, taken, body).result()
-    made = storage.create(session, group)
+    made = storage.create(session, group, CLOCK)
     assert made.account != taken
     assert storage.find(session, other) is None  # without our tag it is not ours
 
 
 def test_a_login_with_a_role_signs_for_the_vm_without_any_key(session: Session, group: Group) -> None:
-    made = storage.create(session, group)
+    made = storage.create(session, group, CLOCK)
     give_role(session, made)
     assert storage.assign_data_role(session, made, session.principal_id, "User")  # once more changes nothing
     access = storage.vm_access(session, made, timedelta(days=30), CLOCK)
@@ -104,7 +112,7 @@ def test_a_login_with_a_role_signs_for_the_vm_without_any_key(session: Session, 
 
 
 def test_a_login_without_a_role_lets_the_vm_in_behind_a_policy(session: Session, group: Group) -> None:
-    made = storage.create(session, group)
+    made = storage.create(session, group, CLOCK)
     with pytest.raises(Refused) as refusal:
         storage.open_container(session, made)
     assert refusal.value.code == "NoDataRole"
@@ -126,9 +134,9 @@ def test_a_login_without_a_role_lets_the_vm_in_behind_a_policy(session: Session,
 
 
 def test_one_runs_signature_reads_nothing_of_another(session: Session, group: Group) -> None:
-    made = storage.create(session, group)
+    made = storage.create(session, group, CLOCK)
     access = storage.vm_access(session, made, timedelta(days=1), CLOCK)
-    other = storage.create(session, new_group(session, "other"))
+    other = storage.create(session, new_group(session, "other"), CLOCK)
     strange = VmAccess(access.kind, access.expires, other.endpoint + storage.CONTAINER, access.signature)
     storage.vm_access(session, other, timedelta(days=1), CLOCK)
     with pytest.raises(HttpResponseError) as refusal:
@@ -137,7 +145,7 @@ def test_one_runs_signature_reads_nothing_of_another(session: Session, group: Gr
 
 
 def test_the_group_takes_the_account_along(session: Session, group: Group, tmp_path: Path) -> None:
-    made = storage.create(session, group)
+    made = storage.create(session, group, CLOCK)
     access = storage.vm_access(session, made, timedelta(days=1), CLOCK)
     from_the_vm(session, access).upload_blob("b", b"x" * 100_000)
     groups.begin_delete(session, group).result()

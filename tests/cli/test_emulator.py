@@ -13,6 +13,7 @@ STATUS = (
     "vms",
     "open_operations",
     "strays",
+    "faults",
 )
 
 

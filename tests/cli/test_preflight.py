@@ -316,6 +316,20 @@ def test_what_a_plan_names_is_what_up_makes_and_afterwards_it_exists(untrained: 
     assert len(deleted) == len(planned) - len(commands)
 
 
+def test_a_maximum_duration_takes_a_provider_and_a_resource_more(untrained: Any) -> None:
+    untrained("emulator", "reset", "--fresh", "--yes")
+    limited = ("up", "horses", "--vm-image", "ubuntu-hpc", "--max-duration", "2h", "--max-cost", "5")
+    planned = untrained(*limited, "--dry-run", "--json").envelope["data"]
+    assert "Microsoft.DevTestLab" in planned["registers"]
+    assert (planned["max_duration"], planned["max_cost"]) == (7200, 5.0)
+    assert [one["name"] for one in planned["resources"]][7] == "shutdown-computevm-horses-g1"
+    assert "2 h 00 min or 5 USD" in untrained(*limited, "--dry-run").out
+    made = untrained(*limited)
+    assert made.code == 0 and "could not be set" not in made.err
+    after = untrained("up", "horses", "--dry-run", "--json").envelope["data"]["resources"]
+    assert [one["exists"] for one in after if one["type"] == "Microsoft.DevTestLab/schedules"] == [True]
+
+
 def test_a_dry_run_of_what_would_be_refused_shows_plan_and_reasons(untrained: Any) -> None:
     told = untrained("up", "horses", "--size", "Standard_NC64as_T4_v3", "--dry-run", "--json")
     assert told.code == 4 and codes(told) == ["SpotQuotaExceeded"]

@@ -80,7 +80,7 @@ STATUS = StatusResult(
 PROMISED = {
     UpResult: "run cloud resource_group state created seen vm training image image_built image_pushed notes",
     Plan: "run cloud subscription resource_group action location size hardware vm_image image arguments disk_gb"
-    " max_price eviction_policy bills price besides registers terms resources changes checks",
+    " max_price max_duration max_cost eviction_policy bills price besides registers terms resources changes checks",
     PlannedResource: "type name exists by_azure",
     PriceInfo: "spot on_demand most_an_hour most_a_day source at spot_since",
     DoctorResult: "run cloud subscription location size checks",

@@ -18,7 +18,9 @@ from cloudtrain.azure.wsgi_transport import ClockedTransport, WsgiAdapter
 from cloudtrain.clock import Clock
 from cloudtrain.emulator.embedded import EmbeddedAzure
 
+from .contract import differences
 from .memory_machines import MemoryMachines
+from .watched import watch
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE5m1u1xKq4o3eMl2l7A4b9f7vW0gX8Jr4a0c5Y2ZkQp test"
 
@@ -245,14 +247,23 @@ def open_cloud(root: Path, *, fresh: bool = False, clock: Clock | None = None) -
 
 
 @pytest.fixture
-def cloud(tmp_path: Path) -> Iterator[Cloud]:
+def to_the_letter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test asks, every answer is one that the SDK's models know."""
+    watched = watch(monkeypatch)
+    yield
+    found = {one for exchange in watched.exchanges for one in differences(exchange, request=False)}
+    assert not found, "\n".join(sorted(found))
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, to_the_letter: None) -> Iterator[Cloud]:
     opened = open_cloud(tmp_path / "emulator")
     yield opened
     opened.azure.close()
 
 
 @pytest.fixture
-def fresh_cloud(tmp_path: Path) -> Iterator[Cloud]:
+def fresh_cloud(tmp_path: Path, to_the_letter: None) -> Iterator[Cloud]:
     opened = open_cloud(tmp_path / "fresh", fresh=True)
     yield opened
     opened.azure.close()

@@ -51,7 +51,7 @@ class Rehearsal:
     machines: SimulatedMachines
     clouds: list[EmbeddedAzure] = field(default_factory=list)
 
-    def open(self, *_: Any) -> EmbeddedAzure:
+    def open(self, *_: Any, **__: Any) -> EmbeddedAzure:
         self.clouds.append(EmbeddedAzure(self.root, clock=self.clock, machines=self.machines))
         return self.clouds[-1]
 

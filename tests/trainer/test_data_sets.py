@@ -81,6 +81,7 @@ def test_any_image_classification_set_of_tfds_is_decoded_and_others_are_refused(
     assert "'test' of half_labelled" in unlabelled["refused"] and "--validation-split" in unlabelled["refused"]
     assert "no split 'holdout'" in no_split["refused"] and "train, test" in no_split["refused"]
     assert silhouettes["name"] == "silhouettes/300x300/1.0.0"
+    assert not [path for path in (trainer.root / "data" / "decoded").iterdir() if path.name.endswith(".tmp")]
 
     code, output = trainer.run("--dataset", "tf_flowers", "--image-size", "24x16", *TINY_MODEL)
     assert code == 0, output
@@ -90,11 +91,11 @@ def test_any_image_classification_set_of_tfds_is_decoded_and_others_are_refused(
 def test_a_data_set_that_does_not_fit_into_memory_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (50, 6, 5, 3), np.uint8)
     labels = np.arange(50, dtype=np.int32)
-    writer = decoded.Writer(tmp_path / "set")
-    for part in decoded.PARTS:
-        halves = (slice(0, 30), slice(30, 50))
-        writer.split(part, 50, (6, 5, 3), iter([(pictures[half], labels[half]) for half in halves]))
-    writer.publish("mine", "mine/1", ("a",))
+    with decoded.Writer(tmp_path / "set") as writer:
+        for part in decoded.PARTS:
+            halves = (slice(0, 30), slice(30, 50))
+            writer.split(part, 50, (6, 5, 3), iter([(pictures[half], labels[half]) for half in halves]))
+        writer.publish("mine", "mine/1", ("a",))
     in_memory = decoded.read(tmp_path / "set")
     monkeypatch.setattr(decoded, "available_memory", lambda: 1000)
     mapped = decoded.read(tmp_path / "set")

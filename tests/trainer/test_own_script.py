@@ -98,3 +98,18 @@ def test_a_custom_loop_that_is_interrupted_ends_with_the_same_bits(tmp_path: Pat
     assert trainer.progress()["resumes"] == 1 and trainer.progress()["finished"]
     assert trainer.progress()["digest"] == alone.progress()["digest"]
     assert table(trainer) == table(alone) and len(table(alone)) == 20
+
+
+def test_what_cannot_work_is_refused_by_name(trainer: Trainer) -> None:
+    code, output = trainer.run(program=(str(HERE / "misused.py"),))
+    assert code == 0, output
+    said = dict(line.split(": ", 1) for line in output.splitlines() if ": " in line)
+    assert said["batch"] == "batch_size should be 1 to 8, the number of examples; it is 9"
+    assert said["lengths"] == "there are 5 inputs and 8 targets"
+    assert said["optimizer"].startswith("there is no optimizer")
+    assert said["execution"] == "each step has to be seen: steps_per_execution is 2, not 1"
+    assert "'-5'" in said["interval"] and "expected auto" in said["interval"]
+    assert said["fit"].startswith("call fit once for each epoch")
+    assert said["epoch"] == "epoch 2 was not ended: call epoch_done()"
+    assert "there job a; here job b" in said["job"]
+    assert "kernel has shape (2, 3), not (2, 4)" in said["shapes"]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer import checkpoint
+from trainer import checkpoint, precision
 from trainer.progress import Progress
 
 from .conftest import REPOSITORY, Trainer
@@ -149,6 +149,21 @@ def test_shared_out_over_two_devices_a_killed_training_ends_with_the_same_bits(
         assert np.array_equal(second[name], saved.tensors[name]), name
 
 
+@pytest.mark.parametrize(
+    ("asked", "gpus", "chosen"),
+    [
+        ("auto", [], "float32"),
+        ("auto", [(6, 1)], "float32"),
+        ("auto", [(7, 5)], "mixed_float16"),
+        ("auto", [(9, 0), (8, 0)], "mixed_bfloat16"),
+        ("auto", [(9, 0), (7, 0)], "mixed_float16"),
+        ("float32", [(9, 0)], "float32"),
+    ],
+)
+def test_mixed_precision_is_for_devices_that_gain_from_it(asked: str, gpus: list[tuple[int, int]], chosen: str) -> None:
+    assert precision.choose(asked, gpus) == chosen
+
+
 def test_stopped_in_its_validation_it_validates_again(trainer: Trainer) -> None:
     job = (*TINY, "--epochs", "1", "--checkpoint-interval", str(STEPS_PER_EPOCH))
     environment = {"TINY_VALIDATION": "8000"}
@@ -161,6 +176,9 @@ def test_stopped_in_its_validation_it_validates_again(trainer: Trainer) -> None:
     assert code == 0, output
     (row,) = rows(trainer)
     assert row["step"] == str(STEPS_PER_EPOCH) and float(row["val_accuracy"]) > 0
+    assert {("train", "epoch_loss", STEPS_PER_EPOCH), ("validation", "epoch_loss", STEPS_PER_EPOCH)} <= {
+        *events(trainer)
+    }
     assert "0 steps lost" in trainer.journal()
 
 
