@@ -591,12 +591,13 @@ def _elsewhere(call: Call, cloud: str) -> list[str]:
 def emulator_status(call: Call) -> Outcome:
     """Show what the embedded Azure holds."""
     from cloudtrain import render
-    from cloudtrain.azure.session import embedded_azure
+    from cloudtrain.azure.session import embedded_azure, emulator_errors
     from cloudtrain.clock import SystemClock
 
     emulator = embedded_azure(call.home, SystemClock())
     try:
-        fields = emulator.status()
+        with emulator_errors():
+            fields = emulator.status()
     finally:
         emulator.close()
     return call.done(fields, render.emulator)

@@ -281,7 +281,9 @@ def emulator_errors() -> Iterator[None]:
     try:
         yield
     except MachineError as error:
-        raise CloudtrainError("MachineFailed", str(error), "Then run the same command again.", Exit.ENGINE) from error
+        raise CloudtrainError(
+            "MachineFailed", str(error), "Put that right, then run the same command again.", Exit.ENGINE
+        ) from error
     except OtherMachines as error:
         hint = "cloudtrain down  ends them one by one; CLOUDTRAIN_HOME=DIRECTORY  keeps other rehearsals apart."
         raise InvalidSpec(f"machine: {error}", hint, code="OtherMachines") from error

@@ -100,14 +100,15 @@ def up(
             f"cloudtrain up {spec.run} --machine container --ssh  rehearses on ones that have; it needs a Docker "
             "engine.",
         )
-    ctx.session.prepare(ctx.progress)
     image = trainer_image.NOTHING_DONE
     if group is not None and vm is not None:
         allowed_changes(group, vm, spec)
+        ctx.session.prepare(ctx.progress)
         image, build = _image_first(ctx, group, spec, build), None
         group, notes = _adopt(ctx, group, vm, spec)
     if group is None or vm is None:
         _prepare(ctx, spec, group, accept_terms, approve)
+        ctx.session.prepare(ctx.progress)
         group = _create_group(ctx, spec)
     was_off = vm is not None and vm.power is not PowerState.RUNNING
     group, vm, done = _run_and_image(ctx, group, build)

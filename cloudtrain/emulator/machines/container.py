@@ -82,6 +82,7 @@ class ContainerMachines:
             found = self._engine.container(name)
             before = 0
             if found is None or not found["State"]["Running"]:
+                self._mark.touch()
                 config = json.dumps(self._config(spec)).encode()
                 if found is None or not same_host:  # the temporary disk lies in the container
                     self._engine.remove_container(name)
@@ -107,7 +108,6 @@ class ContainerMachines:
         """The disk, if it is not there, and a node on it that does not run yet."""
         labels = self._engine.labels(**{VM_LABEL: spec.vm_id})
         image = self._image.ensure()
-        self._mark.touch()
         with errors():
             self._engine.api.create_volume(name, labels=labels)
             self._engine.api.create_container(
@@ -299,6 +299,8 @@ class ContainerMachines:
         return Path(found["Mountpoint"]) / UPPER.relative_to(DISK)
 
     def strays(self) -> list[str]:
+        if not self._mark.exists():
+            return []
         found = [*self._engine.containers(), *self._engine.volumes()]
         return sorted({(one["Labels"] or {}).get(VM_LABEL, "") for one in found} - {""})
 
@@ -320,6 +322,7 @@ class ContainerMachines:
         if self._in_use is None:
             self._in_use = self._open_lock("in-use.lock")
             fcntl.flock(self._in_use, fcntl.LOCK_SH)
+        self._engine.containers()  # without an engine nothing is made
         self._mark.touch()
         self.build(tell)
         self._registry.start()
@@ -332,6 +335,8 @@ class ContainerMachines:
     def sweep(self) -> list[str]:
         """Containers, volumes and images. What another command is about to use stays; its own end sweeps again."""
         self.release()
+        if not self._mark.exists():
+            return []
         lock = self._open_lock("in-use.lock")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
