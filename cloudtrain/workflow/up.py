@@ -101,6 +101,8 @@ def up(
             "engine.",
         )
     ctx.session.prepare(ctx.progress)
+    if build is None and group is not None and not group.trained:
+        trainer_image.refuse_unpushed(ctx.session, spec)
     image = trainer_image.NOTHING_DONE
     if group is not None and vm is not None:
         allowed_changes(group, vm, spec)
