@@ -712,7 +712,8 @@ def emulator_serve(
         emulator = embedded_azure(call.home, SystemClock())
         closing.callback(emulator.close)
         try:
-            url = closing.enter_context(serve.listening(emulator, port))
+            app = serve.telling(emulator, _tell) if call.verbosity else emulator
+            url = closing.enter_context(serve.listening(app, port))
         except serve.PortUnavailable as error:
             raise CloudtrainError(
                 "PortUnavailable",
@@ -725,6 +726,12 @@ def emulator_serve(
             write(render.event("serving", **where) + "\n" if call.as_json else render.serving(**where))
             interrupted.wait()
     return Exit.DONE
+
+
+def _tell(line: str) -> None:
+    from cloudtrain.display import clean
+
+    print(clean(line).replace("\n", " "), file=sys.stderr, flush=True)
 
 
 @verb(emulator_app, PROGRESS, name="shell")

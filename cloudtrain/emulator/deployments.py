@@ -64,7 +64,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A template understood: every resource with its body, in an order in which each comes after what it needs."""
+    """A template understood: every resource, in the template's order, with its body."""
 
     steps: list[_Step]
     bodies: dict[str, Json]  # by id; may hold secrets
@@ -87,14 +87,15 @@ def _plan(request: Request, group: str) -> _Plan:
     steps: list[_Step] = []
     bodies: dict[str, Json] = {}
     for written in entries(template, "resources", "template"):
-        step = _step(request, group, language.evaluate(written, scope))
+        resource = language.evaluate(written, scope)
+        step = _step(request, group, resource)
         if step.id.lower() in bodies:
             raise language.invalid(
                 f"The resource '{step.type}/{step.name}' is defined multiple times in a template. Please see "
                 "https://aka.ms/arm-syntax-resources for usage details."
             )
         steps.append(step)
-        bodies[step.id.lower()] = language.evaluate(written, scope)
+        bodies[step.id.lower()] = resource
     return _Plan(_ordered(steps), bodies, scope, language.shown_parameters(template, values), outputs)
 
 
@@ -435,6 +436,7 @@ def _begin(azure: Azure, operation: Operation, step: _Step, steps: list[_Step], 
     except ArmError as refusal:
         if refusal.status == HTTPStatus.TOO_MANY_REQUESTS:  # Network's RetryableError: a later round tries again
             step.state = _WAITING
+            _note(azure, operation, {"steps": [asdict(one) for one in steps]})
             return
         step.state, step.error, step.status_code = _FAILED, refusal.error(), _phrase(refusal.status)
         return

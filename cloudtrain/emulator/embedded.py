@@ -71,6 +71,7 @@ class Status:
     spot_cores: int
     resource_groups: list[str]
     vms: list[VmStatus]
+    storage_accounts: list[str]
     open_operations: list[str]
     strays: list[str]
     faults: int
@@ -188,6 +189,7 @@ class EmbeddedAzure:
         power.observe(self._azure, None, None)
         with self._azure.store.read() as records:
             vms = records.resources(ids.VM)
+            accounts = [account.name for account in records.resources(ids.STORAGE_ACCOUNT)]
             groups = [group.name for group in records.resources(ids.GROUP)]
             pending = [f"{o.kind} {o.target.rsplit('/', 1)[-1]}" for o in records.open_operations()]
             cores = int(records.setting("spot_cores") or 0)
@@ -200,6 +202,7 @@ class EmbeddedAzure:
             cores,
             groups,
             [_vm_status(self._azure, vm) for vm in vms],
+            accounts,
             pending,
             [stray for stray in self._azure.machines.strays() if stray not in known],
             len(striking),

@@ -63,6 +63,22 @@ def listening(app: WsgiApp, port: int = 0, certificate: Path | None = None) -> I
         thread.join(_CLOSING_SECONDS)
 
 
+def telling(app: WsgiApp, tell: Callable[[str], None]) -> WsgiApp:
+    """The app, each request told in one line: the answer's status, what was asked for, and by which az command."""
+
+    def told(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        def start(status: str, *rest: Any) -> Any:
+            query = environ.get("QUERY_STRING")
+            command = environ.get("HTTP_COMMANDNAME")
+            what = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}" + (f"?{query}" if query else "")
+            tell(f"{status[:3]} {what}" + (f"  (az {command})" if command else ""))
+            return start_response(status, *rest)
+
+        return app(environ, start)
+
+    return told
+
+
 @contextmanager
 def until_interrupted() -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set."""

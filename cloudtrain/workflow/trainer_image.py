@@ -44,6 +44,23 @@ def built(build: image.Build | None) -> tuple[str, str] | None:
     return (build.image, "own" if build.own else "trainer") if build else None
 
 
+def refuse_unpushed(session: Session, spec: RunSpec) -> None:
+    """An `up` that was killed while it built leaves a run whose image is nowhere. Raises ImageError."""
+    if not spec.built_from or not session.capabilities.published_images:
+        return
+    try:
+        image.look(spec.image, built=False)
+    except image.ImageError as error:
+        if error.code != "NoSuchImage":
+            raise
+        repository = spec.image.rpartition(":")[0]
+        raise image.ImageError(
+            error.code,
+            f"{spec.image} was never pushed: the up that was to build it did not come to its end.",
+            f"cloudtrain up {spec.run} --repository {repository}  builds it, with the other settings as they were.",
+        ) from error
+
+
 def beside(make: Callable[[], Made], build: image.Build | None, progress: Progress) -> tuple[Made, Ensured]:
     """Do `make` and the build side by side. Where one fails the other is ended, or waited for; the first error of the
     two is raised."""

@@ -100,15 +100,19 @@ def up(
             f"cloudtrain up {spec.run} --machine container --ssh  rehearses on ones that have; it needs a Docker "
             "engine.",
         )
+    if group is not None:
+        ctx.session.prepare(ctx.progress)
+    if build is None and group is not None and not group.trained:
+        trainer_image.refuse_unpushed(ctx.session, spec)
     image = trainer_image.NOTHING_DONE
     if group is not None and vm is not None:
         allowed_changes(group, vm, spec)
-        ctx.session.prepare(ctx.progress)
         image, build = _image_first(ctx, group, spec, build), None
         group, notes = _adopt(ctx, group, vm, spec)
     if group is None or vm is None:
         _prepare(ctx, spec, group, accept_terms, approve)
-        ctx.session.prepare(ctx.progress)
+        if group is None:
+            ctx.session.prepare(ctx.progress)
         group = _create_group(ctx, spec)
     was_off = vm is not None and vm.power is not PowerState.RUNNING
     group, vm, done = _run_and_image(ctx, group, build)

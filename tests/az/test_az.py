@@ -31,6 +31,7 @@ def test_the_life_of_a_vm(az: Az) -> None:
     made = az.told("az group create -n rehearsal -l westeurope --tags course=devops")
     assert (made["location"], made["properties"]["provisioningState"]) == ("westeurope", "Succeeded")
     assert az("az group exists -n rehearsal").json is True
+    assert az.told("az group show -n rehearsal")["tags"] == {"course": "devops"}
 
     skus = az.told("az vm list-skus -l westeurope --size Standard_D2s --all")
     assert "Standard_D2s_v3" in [sku["name"] for sku in skus]

@@ -11,6 +11,7 @@ STATUS = (
     "spot_cores",
     "resource_groups",
     "vms",
+    "storage_accounts",
     "open_operations",
     "strays",
     "faults",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection, RemoteDisconnected
 from pathlib import Path
@@ -60,6 +61,19 @@ def test_serve_answers_other_programs_until_it_is_interrupted(cloudtrain: Comman
             assert (process.returncode, out, err) == (0, "", "")
 
 
+def test_serve_tells_each_request_when_it_is_asked_to(cloudtrain: CommandLine) -> None:
+    with serving(cloudtrain, "-v") as (process, told):
+        ask(told, "GET", f"/subscriptions{VERSION}", CommandName="account\x1b[31m list")
+        ask(told, "GET", f"/subscriptions{VERSION}", Authorization="Bearer other")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+        assert err.splitlines() == [
+            "200 GET /subscriptions?api-version=2022-12-01  (az account list)",
+            "401 GET /subscriptions?api-version=2022-12-01",
+        ]
+        assert told["token"] not in err
+
+
 def test_serve_takes_only_its_token_and_only_its_own_name(cloudtrain: CommandLine) -> None:
     with serving(cloudtrain) as (_, told):
         path = f"/subscriptions{VERSION}"
@@ -100,6 +114,49 @@ def test_serve_and_the_command_line_work_on_the_same_azure_at_once(cloudtrain: C
         status = cloudtrain("emulator", "status", "--json").envelope["data"]
         assert status["resource_groups"] == ["mine"]
         assert status["subscription_id"] == told["subscription"]
+
+
+def test_what_a_killed_server_had_begun_the_next_one_ends(cloudtrain: CommandLine) -> None:
+    resources = [
+        {
+            "type": "Microsoft.Network/networkSecurityGroups",
+            "name": name,
+            "apiVersion": "2022-01-01",
+            "location": "eastus",
+            "dependsOn": needs,
+        }
+        for name, needs in (("first", []), ("second", ["first"]), ("third", ["second"]))
+    ]
+    schema = "https://schema.management.azure.com/schemas/2015-01-01/deploymentTemplate.json#"
+    template = {"$schema": schema, "contentVersion": "1.0.0.0", "resources": resources}
+    with serving(cloudtrain) as (process, told):
+        group = f"/subscriptions/{told['subscription']}/resourcegroups/g"
+        deployment = f"{group}/providers/Microsoft.Resources/deployments/d{VERSION}"
+        ask(told, "PUT", f"{group}{VERSION}", {"location": "eastus"})
+        status, _ = ask(told, "PUT", deployment, {"properties": {"mode": "Incremental", "template": template}})
+        assert status == 201
+        process.kill()
+    with serving(cloudtrain) as (_, told):
+        deadline = time.monotonic() + 30
+        while ask(told, "GET", deployment)[1]["properties"]["provisioningState"] == "Running":
+            assert time.monotonic() < deadline
+        shown = ask(told, "GET", deployment)[1]["properties"]
+        assert (shown["provisioningState"], len(shown["outputResources"])) == ("Succeeded", 3)
+
+
+def test_many_clients_at_once_each_get_their_answer(cloudtrain: CommandLine) -> None:
+    with serving(cloudtrain) as (_, told), ThreadPoolExecutor(12) as pool:
+        group = f"/subscriptions/{told['subscription']}/resourcegroups/"
+
+        def make(number: int) -> tuple[int, int, int]:
+            url = f"{group}g{number}{VERSION}"
+            return (
+                ask(told, "PUT", url, {"location": "eastus"})[0],
+                ask(told, "GET", url)[0],
+                ask(told, "DELETE", url)[0],
+            )
+
+        assert set(pool.map(make, range(24))) == {(201, 200, 202)}
 
 
 def test_a_connection_stays_open_for_the_next_request(cloudtrain: CommandLine) -> None:

@@ -300,6 +300,32 @@ def test_what_needs_a_refused_resource_is_not_begun(cloud: Cloud) -> None:
     assert list(cloud.compute.virtual_machines.list("g")) == []
 
 
+def test_a_resource_that_is_busy_is_waited_for_and_then_made_as_the_template_says(cloud: Cloud) -> None:
+    cloud.group()
+    network = "/resourceGroups/g/providers/Microsoft.Network/networkSecurityGroups/nsg"
+    assert cloud.call("PUT", network, {"location": "eastus"}).status == 201  # and goes on
+    rule = {
+        "protocol": "Tcp",
+        "sourcePortRange": "*",
+        "destinationPortRange": "22",
+        "sourceAddressPrefix": "*",
+        "destinationAddressPrefix": "*",
+        "access": "Allow",
+        "priority": 1000,
+        "direction": "Inbound",
+    }
+    nsg = {
+        "type": "Microsoft.Network/networkSecurityGroups",
+        "name": "nsg",
+        "apiVersion": "2015-06-15",
+        "location": "eastus",
+        "properties": {"securityRules": [{"name": "ssh", "properties": rule}]},
+    }
+    assert deploy(cloud, template(cloud, nsg))[1].body == {"status": "Succeeded"}
+    made = cloud.network.network_security_groups.get("g", "nsg")
+    assert [one.name for one in made.security_rules] == ["ssh"]
+
+
 def test_a_brand_new_subscription_is_registered_by_a_template(fresh_cloud: Cloud) -> None:
     fresh_cloud.group()
     assert deploy(fresh_cloud, template(fresh_cloud))[1].body == {"status": "Succeeded"}

@@ -3,6 +3,8 @@
 import base64
 import json
 import os
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -175,6 +177,27 @@ def test_a_private_image_is_pulled_with_the_login_and_a_public_one_without(
     with pytest.raises(ImageError) as refused:
         look(build.image, built=False)
     assert refused.value.code == "RegistryLoginNeeded"
+
+
+def test_what_the_vm_gets_lets_the_docker_client_pull(
+    tmp_path: Path, engine: Any, locked_registry: Registry, own_login: Path, tidy: list[Build]
+) -> None:
+    """The guest hands it over as the guest does, with DOCKER_CONFIG."""
+    client = shutil.which("docker")
+    if client is None:
+        pytest.skip("there is no docker command here")
+    login(own_login, locked_registry.address, locked_registry.user, locked_registry.password)
+    build = small(tmp_path / "a", locked_registry.address, "pulled by the client")
+    tidy.append(build)
+    ensured(build)
+    forget(engine, build)
+    on_vm = tmp_path / "vm"
+    on_vm.mkdir()
+    for content, code in (("{}", 1), (pull_login(build.image), 0)):
+        (on_vm / "config.json").write_text(content or "")
+        environment = {**os.environ, "DOCKER_CONFIG": str(on_vm)}
+        pulled = subprocess.run([client, "pull", build.image], env=environment, capture_output=True, text=True)
+        assert pulled.returncode == code, pulled.stderr
 
 
 def test_an_image_that_nobody_published_is_told_before_a_vm_is_made(registry: Registry) -> None:

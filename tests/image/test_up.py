@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cloudtrain.azure import session as sessions
+from cloudtrain.image import Build
 from tests.cli.conftest import CommandLine, cloudtrain, quick
 
 from .making import dockerfile, login
@@ -76,6 +77,23 @@ def test_a_build_that_fails_beside_the_vm_leaves_nothing(
     assert "Spot VM" in told.err and "removing what was made" in told.err  # it was made beside the build
     assert quick("list", "--json").envelope["data"]["runs"] == []
     assert quick("emulator", "status", "--json").envelope["data"]["vms"] == []
+
+
+@pytest.mark.docker
+def test_an_up_that_was_interrupted_while_it_built_says_how_to_go_on(
+    quick: Any, cloudtrain: CommandLine, registry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    dockerfile(cloudtrain.directory, "FROM scratch", "COPY Dockerfile /")
+    repository = f"{registry.address}/team/interrupted"
+    with monkeypatch.context() as once:
+        once.setattr(Build, "ensure", interrupted)
+        assert quick("up", "horses", "--repository", repository, "--context", ".").code == 130
+    told = quick("up", "horses", "--json")
+    assert (told.code, told.error["code"]) == (7, "NoSuchImage") and f"--repository {repository}" in told.error["hint"]
+    assert quick("down", "horses").code == 0
 
 
 @pytest.mark.docker
