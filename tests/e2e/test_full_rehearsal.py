@@ -52,21 +52,23 @@ def holdings(client: Any) -> dict[str, set[str]]:
     }
 
 
-@pytest.fixture(scope="module")
-def undisturbed(cloudtrain: CommandLine) -> Iterator[str]:
-    """The digest of the weights of a run left alone, in a container of the same image. The run stays until the end:
-    what all runs share outlives the others."""
-    made = cloudtrain("up", "alone", "--json", "--", *JOB, timeout=600).data
-    assert made["image_built"] and made["image_pushed"]
-    yield until_finished(cloudtrain, "alone")["training"]["digest"]
+OWN = 'ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nCOPY small_trainer.py /\nENTRYPOINT ["python3", "/small_trainer.py"]\n'
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["an image of one's own", "the trainer that comes along"])
 def test_six_evictions_of_a_node_leave_the_same_weights(
     cloudtrain: CommandLine,
-    undisturbed: str,
     engine: Any,  # noqa: F811
+    own: bool,
 ) -> None:
-    up = cloudtrain("up", "horses", "--json", "--", *JOB).data
+    place = cloudtrain.directory / "own"
+    place.mkdir(exist_ok=True)
+    (place / "Dockerfile").write_text(OWN)
+    shutil.copy(Path(__file__).with_name("small_trainer.py"), place)
+    job = ("--dockerfile", "own/Dockerfile", "--json") if own else ("--json", "--", *JOB)
+    first = cloudtrain("up", "alone", *job, timeout=600).data
+    assert first["image_built"] and first["image_pushed"]
+    up = cloudtrain("up", "horses", *job).data
     assert up["seen"] == "progress" and not up["image_built"] and not up["image_pushed"]
     for _ in range(3):
         warned = cloudtrain("simulate-eviction", "horses", "--notice", "20", "--json").data
@@ -75,14 +77,14 @@ def test_six_evictions_of_a_node_leave_the_same_weights(
     for _ in range(3):
         cut = cloudtrain("simulate-eviction", "horses", "--notice", "0", "--json").data
         assert isinstance(cut["steps_lost"], int) and cut["steps_lost"] >= 0, cut
-    status = until_finished(cloudtrain, "horses")
-    assert status["training"]["resumes"] == 6
-    assert status["training"]["digest"] == undisturbed
+    training = until_finished(cloudtrain, "horses")["training"]
+    assert training["resumes"] == 6 and training["digest"]
+    assert training["digest"] == until_finished(cloudtrain, "alone")["training"]["digest"]
     assert cloudtrain("down", "horses", "--json").data["left"] == []
     assert cloudtrain("status", "alone", "--json").data["state"] == "finished"
-    node = next(one for one in engine.containers.list() if one.labels.get("cloudtrain.vm"))
+    nodes = [one for one in engine.containers.list() if one.labels.get("cloudtrain.vm")]
     assert cloudtrain("down", "alone", "--json").data["left"] == []
-    ours = {"label": f"cloudtrain.emulator={node.labels['cloudtrain.emulator']}"}
+    ours = {"label": f"cloudtrain.emulator={nodes[0].labels['cloudtrain.emulator']}"}
     assert engine.containers.list(all=True, filters=ours) == [] and engine.volumes.list(filters=ours) == []
     assert not [tag for image in engine.images.list() for tag in image.tags if up["image"] in tag]
 
