@@ -1,7 +1,7 @@
 """A trainer in an image of the user's own, on the standard library alone: its weights are a chain of hashes.
 
-It keeps the trainer contract: resumes from the newest checkpoint, saves on SIGTERM and ends with 75, ends with 0 when it
-has finished, and tells its progress.
+It keeps the trainer contract: resumes from the newest checkpoint, saves on SIGTERM and ends with 75, ends with 0 when
+it has finished, and tells its progress.
 """
 
 import hashlib
