@@ -20,6 +20,10 @@ pytestmark = [pytest.mark.docker, pytest.mark.skipif(os.getuid() != 0, reason="a
 JOB = ("--dataset", "silhouettes", "--image-size", "64", "--batch-size", "16", "--epochs", "9", "--seed", "7")
 
 
+OWN = 'ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nCOPY small_trainer.py /\nENTRYPOINT ["python3", "/small_trainer.py"]\n'
+OWN_JOB = ("--dockerfile", "own/Dockerfile")  # up, with a trainer that costs no time
+
+
 @pytest.fixture(scope="module")
 def cloudtrain(
     engine: Any,  # noqa: F811
@@ -32,6 +36,10 @@ def cloudtrain(
     (place / "project" / "cloudtrain.toml").write_text(
         f'machine = "container"\nbuild_args = {{ BASE_IMAGE = "{node_base}" }}\n'
     )
+    own = place / "project" / "own"
+    own.mkdir()
+    (own / "Dockerfile").write_text(OWN)
+    shutil.copy(Path(__file__).with_name("small_trainer.py"), own)
     line = CommandLine(home=place / "home", directory=place / "project")
     before = holdings(engine)
     assert line("emulator", "node", "--base", node_base).code == 0
@@ -52,20 +60,13 @@ def holdings(client: Any) -> dict[str, set[str]]:
     }
 
 
-OWN = 'ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nCOPY small_trainer.py /\nENTRYPOINT ["python3", "/small_trainer.py"]\n'
-
-
 @pytest.mark.parametrize("own", [True, False], ids=["an image of one's own", "the trainer that comes along"])
 def test_six_evictions_of_a_node_leave_the_same_weights(
     cloudtrain: CommandLine,
     engine: Any,  # noqa: F811
     own: bool,
 ) -> None:
-    place = cloudtrain.directory / "own"
-    place.mkdir(exist_ok=True)
-    (place / "Dockerfile").write_text(OWN)
-    shutil.copy(Path(__file__).with_name("small_trainer.py"), place)
-    job = ("--dockerfile", "own/Dockerfile", "--json") if own else ("--json", "--", *JOB)
+    job = (*OWN_JOB, "--json") if own else ("--json", "--", *JOB)
     first = cloudtrain("up", "alone", *job, timeout=600).data
     assert first["image_built"] and first["image_pushed"]
     up = cloudtrain("up", "horses", *job).data
@@ -91,7 +92,7 @@ def test_six_evictions_of_a_node_leave_the_same_weights(
 
 @pytest.mark.skipif(shutil.which("ssh") is None, reason="there is no ssh (Debian: openssh-client)")
 def test_ssh_gets_in_only_where_the_security_group_says_so(cloudtrain: CommandLine) -> None:
-    up = cloudtrain("up", "shell", "--json", "--", *JOB, timeout=600)
+    up = cloudtrain("up", "shell", *OWN_JOB, "--json", timeout=600)
     assert up.data["state"] == "running"
     refused = cloudtrain("ssh", "shell", "--", "true")
     assert refused.code == 4 and "lets nobody in at port 22" in refused.err
@@ -127,7 +128,7 @@ def own_key(cloudtrain: CommandLine) -> str:
 
 
 def test_another_kind_of_machine_is_refused_while_vms_are_there(cloudtrain: CommandLine) -> None:
-    up = cloudtrain("up", "first", "--json", "--", *JOB, timeout=600)
+    up = cloudtrain("up", "first", *OWN_JOB, "--json", timeout=600)
     assert up.data["state"] == "running"
     other = cloudtrain("up", "second", "--machine", "process", "--json")
     assert (other.code, json.loads(other.out)["errors"][0]["code"]) == (2, "OtherMachines")
