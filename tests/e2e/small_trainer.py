@@ -4,6 +4,7 @@ It keeps the trainer contract: resumes from the newest checkpoint, saves on SIGT
 it has finished, and tells its progress.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -12,7 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-TOTAL, EVERY, SECONDS = 400, 10, 0.2
+EVERY, SECONDS = 10, 0.2
+parser = argparse.ArgumentParser()
+parser.add_argument("--steps", type=int, default=400)
+TOTAL = parser.parse_known_args()[0].steps
 PLACE = Path(os.environ["CHECKPOINT_DIR"])
 
 

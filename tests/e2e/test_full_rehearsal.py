@@ -92,7 +92,7 @@ def test_six_evictions_of_a_node_leave_the_same_weights(
 
 @pytest.mark.skipif(shutil.which("ssh") is None, reason="there is no ssh (Debian: openssh-client)")
 def test_ssh_gets_in_only_where_the_security_group_says_so(cloudtrain: CommandLine) -> None:
-    up = cloudtrain("up", "shell", *OWN_JOB, "--json", timeout=600)
+    up = cloudtrain("up", "shell", *OWN_JOB, "--json", "--", "--steps", "100000", timeout=600)
     assert up.data["state"] == "running"
     refused = cloudtrain("ssh", "shell", "--", "true")
     assert refused.code == 4 and "lets nobody in at port 22" in refused.err
