@@ -51,12 +51,14 @@ def cloudtrain(
 
 
 def holdings(client: Any) -> dict[str, set[str]]:
-    """Everything that an engine holds. Layers that builds leave unnamed for their cache are images, too."""
+    """What an engine holds that may be a rehearsal's. What a build leaves without a name is an image, too."""
+    named = ("cloudtrain-node", "127.0.0.1:")
+    images = [one for one in client.images.list() if not one.tags or any(tag.startswith(named) for tag in one.tags)]
     return {
         "containers": {one.id for one in client.containers.list(all=True)},
         "volumes": {one.id for one in client.volumes.list()},
         "networks": {one.id for one in client.networks.list()},
-        "images": {one.id for one in client.images.list(all=True)},
+        "images": {one.id for one in images},
     }
 
 

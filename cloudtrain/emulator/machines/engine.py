@@ -110,6 +110,10 @@ class Engine:
                 return False
         return True
 
+    def unnamed_images(self, label: str) -> list[str]:
+        with errors():
+            return [str(one["Id"]) for one in self.api.images(filters={"dangling": True, "label": label})]
+
     def remove_image(self, reference: str) -> None:
         """Used by somebody else's container, or not there: no harm."""
         from docker.errors import APIError

@@ -33,6 +33,7 @@ _FILES = (
 _DOCKERFILE = f"{_MACHINES}/node/Dockerfile"
 REPOSITORY = "cloudtrain-node"
 DEBIAN = "bookworm"
+_LABEL = "cloudtrain.node"
 
 
 class NodeImage:
@@ -92,7 +93,7 @@ class NodeImage:
                 forcerm=True,
                 decode=True,
                 buildargs={"BASE_IMAGE": base},
-                labels={"cloudtrain.node": "image"},
+                labels={_LABEL: "image"},
             )
             for event in events:  # what went wrong comes as an event, not as an exception
                 said = (said + event.get("stream", ""))[-2000:]
@@ -138,12 +139,8 @@ class NodeImage:
         """From the engine, with what was made for it. The file stays, for the next rehearsal."""
         for name in (self.reference, f"{REPOSITORY}-base:{DEBIAN}"):
             self._engine.remove_image(name)
-
-    def forget(self) -> None:
-        """The file too."""
-        self.remove()
-        for old in self._root.glob(f"{REPOSITORY}-*.tar"):
-            old.unlink()
+        for name in self._engine.unnamed_images(_LABEL):  # two emulators built it at the same time
+            self._engine.remove_image(name)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
