@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cloudtrain.emulator.machines.engine import LABEL, Engine
 from tests.docker_parts import base_image, engine, node_base  # noqa: F401  # fixtures
 
 from .conftest import CommandLine
@@ -41,22 +42,24 @@ def cloudtrain(
     (own / "Dockerfile").write_text(OWN)
     shutil.copy(Path(__file__).with_name("small_trainer.py"), own)
     line = CommandLine(home=place / "home", directory=place / "project")
-    before = holdings(engine)
+    owner = Engine(line.home / "emulator").owner
+    before = holdings(engine, owner)
     assert line("emulator", "node", "--base", node_base).code == 0
     yield line
     line("emulator", "reset", "--yes")
-    left = {kind: holdings(engine)[kind] - before[kind] for kind in before}
+    left = {kind: held - before[kind] for kind, held in holdings(engine, owner).items()}
     assert left == {kind: set() for kind in before}
     assert line.processes() == []
 
 
-def holdings(client: Any) -> dict[str, set[str]]:
+def holdings(client: Any, owner: str) -> dict[str, set[str]]:
     """What an engine holds that may be a rehearsal's. What a build leaves without a name is an image, too."""
+    ours = {"label": f"{LABEL}={owner}"}
     named = ("cloudtrain-node", "127.0.0.1:")
     images = [one for one in client.images.list() if not one.tags or any(tag.startswith(named) for tag in one.tags)]
     return {
-        "containers": {one.id for one in client.containers.list(all=True)},
-        "volumes": {one.id for one in client.volumes.list()},
+        "containers": {one.id for one in client.containers.list(all=True, filters=ours)},
+        "volumes": {one.id for one in client.volumes.list(filters=ours)},
         "networks": {one.id for one in client.networks.list()},
         "images": {one.id for one in images},
     }
@@ -98,7 +101,7 @@ def test_ssh_gets_in_only_where_the_security_group_says_so(cloudtrain: CommandLi
     assert up.data["state"] == "running"
     refused = cloudtrain("ssh", "shell", "--", "true")
     assert refused.code == 4 and "lets nobody in at port 22" in refused.err
-    opened = cloudtrain("up", "shell", "--ssh", "--json")
+    opened = cloudtrain("up", "shell", *OWN_JOB, "--ssh", "--json")
     assert opened.data["notes"] and not opened.data["created"]
     said = cloudtrain("ssh", "shell", "--", "whoami; sudo docker container ls --format '{{.Names}}'; exit 7")
     assert (said.code, said.out) == (7, "azureuser\ncloudtrain-trainer\n"), said
@@ -118,7 +121,7 @@ def test_ssh_gets_in_only_where_the_security_group_says_so(cloudtrain: CommandLi
     assert off.code == 4 and "cloudtrain restart shell" in off.err
     assert cloudtrain("restart", "shell", "--json").data["action"] == "started"
     assert cloudtrain("ssh", "shell", "--", "hostname").out == "shell-g1\n"  # same host key, wherever it runs now
-    closed = cloudtrain("up", "shell", "--ssh", "198.51.100.7", "--json").data
+    closed = cloudtrain("up", "shell", *OWN_JOB, "--ssh", "198.51.100.7", "--json").data
     assert any("198.51.100.7/32" in note for note in closed["notes"])
     assert cloudtrain("ssh", "shell", "--", "true").code == 8  # the node drops what the group does not let in
     assert cloudtrain("down", "shell", "--json").data["left"] == []
@@ -132,7 +135,7 @@ def own_key(cloudtrain: CommandLine) -> str:
 def test_another_kind_of_machine_is_refused_while_vms_are_there(cloudtrain: CommandLine) -> None:
     up = cloudtrain("up", "first", *OWN_JOB, "--json", timeout=600)
     assert up.data["state"] == "running"
-    other = cloudtrain("up", "second", "--machine", "process", "--json")
+    other = cloudtrain("up", "second", *OWN_JOB, "--machine", "process", "--json")
     assert (other.code, json.loads(other.out)["errors"][0]["code"]) == (2, "OtherMachines")
     assert cloudtrain("emulator", "status", "--json").data["kind"] == "container"
     assert cloudtrain("emulator", "reset", "--yes", "--json").data["kind"] == "process"
