@@ -194,8 +194,11 @@ def test_operations_take_as_long_as_on_azure_times_a_factor(cloud: Cloud) -> Non
     assert begun.headers["retry-after-ms"] == "5000"
     assert cloud.finish(begun).body["status"] == "Succeeded"
     assert 38 <= (cloud.clock.now() - began).total_seconds() <= 38 + 5
+    cloud.compute.virtual_machines.begin_power_off("g", "vm").result()
+    cloud.compute.virtual_machines.begin_start("g", "vm").result()
     took = {each.kind: each.due - each.started for each in cloud.azure.done()}
     assert took["vm.create"] == pytest.approx(38)
+    assert took["vm.start"] == pytest.approx(4)
     vm = cloud.compute.virtual_machines.get("g", "vm")
     cloud.machines.cut(vm.vm_id, OffCause.EVICTED)
     assert cloud.power() == "deallocating"
