@@ -1,5 +1,7 @@
 """Faults on request, as a client of the embedded Azure meets them; and what they become on cloudtrain's side."""
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +14,10 @@ from cloudtrain.emulator.machines import OffCause
 from cloudtrain.emulator.settings import NotUnderstood
 from cloudtrain.errors import Blocks, CloudtrainError, Exit, Refused
 
-from .conftest import Cloud
+from .conftest import Cloud, open_cloud
 
 VM = "/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/vm"
-PUT_VM = "VirtualMachines_CreateOrUpdate"
+VERSION = "?api-version=2022-12-01"
 
 # Every refusal of Azure's that concerns a run: what we call it, and what it closes.
 BLOCKED = [
@@ -253,7 +255,20 @@ def test_a_dropped_connection_looks_like_a_real_one(cloud: Cloud, kind: str, don
     assert waited == 300 if kind == "hang" else waited < 1  # azure-core waits 300 s for an answer
 
 
-def test_a_rule_holds_for_every_process_and_its_draws_are_those_of_its_seed(cloud: Cloud) -> None:
+def test_a_rule_strikes_as_often_as_asked_however_many_ask_at_once(tmp_path: Path) -> None:
+    views = [open_cloud(tmp_path) for _ in range(4)]
+    views[0].azure.add_fault("503", on="Subscriptions_List", count=5)
+    with ThreadPoolExecutor(4) as together:
+        said = list(
+            together.map(lambda n: views[n % 4].call("GET", "https://x/subscriptions" + VERSION).status, range(40))
+        )
+    assert said.count(503) == 5 and said.count(200) == 35
+    assert views[3].azure.fault_rules()[0].struck == 5
+    for view in views:
+        view.azure.close()
+
+
+def test_a_rule_holds_until_it_is_cleared_and_its_draws_are_those_of_its_seed(cloud: Cloud) -> None:
     cloud.group()
 
     def struck(seed: int) -> list[int]:
