@@ -1,9 +1,9 @@
 """How fast an evicted run is back, and that it always comes back, on the embedded Azure.
 
-python benchmarks/recovery.py [--trials 3] [--runs 1] [--hours 168] [--seed 7] [--json]
+python benchmarks/recovery.py [--trials 3] [--factor 0.2] [--runs 1] [--hours 168] [--seed 7] [--json]
 
-Overhead: a run on a `process` machine, operations as long as recorded on Azure, a watcher that looks as often as it
-does on Azure. From the moment at which the VM is deallocated to the container's start, less Azure's own start of the
+Overhead: a run on a `process` machine, operations as long as recorded on Azure times the factor, a watcher that looks
+as often as it does on Azure, whatever the factor. From the moment at which the VM is deallocated to the container's start, less Azure's own start of the
 VM: what is left is ours (looking, deciding, noting, the guest's scripts). The trainer's own start is not counted.
 
 Weeks: for each of Azure's eviction bands, runs on `simulated` machines under a simulated clock. Evictions at random at
@@ -43,6 +43,7 @@ HOURLY_LOOKS = 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=3, help="evictions timed  [3]")
+    parser.add_argument("--factor", type=float, default=0.2, help="what Azure's durations are multiplied by  [0.2]")
     parser.add_argument("--runs", type=int, default=1, help="runs beside each other in each band  [1]")
     parser.add_argument("--hours", type=int, default=168, help="training that each run needs  [168]")
     parser.add_argument("--seed", type=int, default=7)
@@ -51,7 +52,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     if arguments.trials:
         with tempfile.TemporaryDirectory() as home:
-            found |= overhead(Path(home), arguments.trials)
+            found |= overhead(Path(home), arguments.trials, arguments.factor)
     if arguments.runs:
         found |= weeks(arguments.runs, arguments.hours, arguments.seed)
     print(json.dumps(found) if arguments.json else table(found))
@@ -60,14 +61,14 @@ def main() -> None:
 # overhead
 
 
-def overhead(home: Path, trials: int) -> dict[str, Any]:
+def overhead(home: Path, trials: int, factor: float) -> dict[str, Any]:
     from cloudtrain.azure.session import embedded_azure
     from cloudtrain.clock import SystemClock
     from cloudtrain.emulator import settings
 
     clock = SystemClock()
     emulator = embedded_azure(home, clock, trainer=[sys.executable, "-sSEB", "-c", TRAINER])
-    emulator.set(lambda records, _: settings.set_latency(records, "azure", 1.0))
+    emulator.set(lambda records, _: settings.set_latency(records, "azure", factor))
     try:
         seconds = [timed(emulator, home, clock, number) for number in range(trials)]
     finally:

@@ -34,6 +34,7 @@ AZURE: Mapping[str, float] = {
     "group.delete": 60.0,
     "provider.register": 60.0,
     "network.put": 10.0,
+    "network.rules": 10.0,
     "network.delete": 10.0,
     "vm.create": 76.0,
     "vm.update": 15.0,

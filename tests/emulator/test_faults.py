@@ -402,3 +402,10 @@ def test_azure_core_repeats_the_very_request_that_we_rely_on() -> None:
         assert not ours._is_method_retryable(ours.configure_retries({}), Post(), Answer(409))
     theirs = RetryPolicy()
     assert not theirs._is_method_retryable(theirs.configure_retries({}), Post(), Answer(429))
+
+
+def test_every_profile_of_durations_knows_every_operation() -> None:
+    from cloudtrain.emulator import timing
+
+    for profile in timing.PROFILES.values():
+        assert set(profile) == set(timing.REHEARSAL)
