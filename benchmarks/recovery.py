@@ -3,8 +3,9 @@
 python benchmarks/recovery.py [--trials 3] [--factor 0.2] [--runs 1] [--hours 168] [--seed 7] [--json]
 
 Overhead: a run on a `process` machine, operations as long as recorded on Azure times the factor, a watcher that looks
-as often as it does on Azure, whatever the factor. From the moment at which the VM is deallocated to the container's start, less Azure's own start of the
-VM: what is left is ours (looking, deciding, noting, the guest's scripts). The trainer's own start is not counted.
+as often as it does on Azure, whatever the factor. From the moment at which the VM is deallocated to the container's
+start, less Azure's own start of the VM: what is left is ours (looking, deciding, noting, the guest's scripts). The
+trainer's own start is not counted.
 
 Weeks: for each of Azure's eviction bands, runs on `simulated` machines under a simulated clock. Evictions at random at
 the band's middle rate, seven in ten with notice; capacity gone for hours after some of them; an outage of Azure's API
@@ -70,9 +71,9 @@ def overhead(home: Path, trials: int, factor: float) -> dict[str, Any]:
     emulator = embedded_azure(home, clock, trainer=[sys.executable, "-sSEB", "-c", TRAINER])
     emulator.set(lambda records, _: settings.set_latency(records, "azure", factor))
     try:
-        seconds = [timed(emulator, home, clock, number) for number in range(trials)]
+        seconds = recoveries(emulator, home, clock, trials)
     finally:
-        emulator.close()
+        # The session has closed it.
         embedded_azure(home, clock).reset()
     return {
         "own_overhead_seconds": round(max(seconds), 2),
@@ -81,34 +82,44 @@ def overhead(home: Path, trials: int, factor: float) -> dict[str, Any]:
     }
 
 
-def timed(emulator: Any, home: Path, clock: Any, number: int) -> float:
-    """Seconds of one recovery that are ours."""
-    from cloudtrain.azure import group as groups
+def recoveries(emulator: Any, home: Path, clock: Any, trials: int) -> list[float]:
+    """Seconds of each recovery that are ours, under one watcher."""
     from cloudtrain.azure import retries, session
     from cloudtrain.runs import key_pair
     from cloudtrain.spec import Settings, resolve
-    from cloudtrain.workflow import training
     from cloudtrain.workflow.context import Context
+    from cloudtrain.workflow.stop import stop
     from cloudtrain.workflow.up import up
     from cloudtrain.workflow.watch import watch
 
-    opened = session.on_emulator(emulator, clock, retries.AZURE, session.AZURE_POLL_SECONDS)
-    context = Context(opened, clock, Steps())
-    if number == 0:
+    with session.on_emulator(emulator, clock, retries.AZURE, session.AZURE_POLL_SECONDS) as opened:
+        context = Context(opened, clock, Steps())
         spec = resolve(Settings(run="bench"), opened.defaults, key_pair(home, "embedded", "bench")[1])
         up(context, spec)
-    watcher = threading.Thread(target=watch, args=(context, "bench"), kwargs={"once": False, "emit": print_not})
-    watcher.daemon = True
-    if number == 0:
+        watcher = threading.Thread(target=watch, args=(context, "bench"), kwargs={"once": False, "emit": print_not})
         watcher.start()
+        try:
+            return [timed(emulator, context) for _ in range(trials)]
+        finally:
+            # A run that is not wanted any more ends its watcher.
+            stop(context, "bench")
+            watcher.join()
+
+
+def timed(emulator: Any, context: Any) -> float:
+    from cloudtrain.azure import group as groups
+    from cloudtrain.workflow import training
+
+    opened = context.session
     opened.set_notice(_vm_id(emulator), 0.0)
     opened.compute.virtual_machines.simulate_eviction("cloudtrain-bench", "bench-g1")
     deallocated = _when(emulator, "deallocated")
     start = _operation(emulator, "vm.start", deallocated)
+    # The guest's boot takes a second or two.
     time.sleep(5)
     seen = training.observe(context, groups.get(opened, "bench"), events=-4096)
     container = max(event.time for event in seen.events if event.event == "started")
-    return (start.started - deallocated) + max(0.0, container - start.due)
+    return float(start.started - deallocated + max(0.0, container - start.due))
 
 
 def print_not(_: Any) -> None:
