@@ -9,7 +9,8 @@ from azure.core.exceptions import HttpResponseError, ResourceExistsError
 from azure.core.pipeline.policies import RetryPolicy
 
 from cloudtrain.azure.errors import translated
-from cloudtrain.emulator import settings
+from cloudtrain.emulator import settings, timing
+from cloudtrain.emulator.app import KINDS
 from cloudtrain.emulator.machines import OffCause
 from cloudtrain.emulator.settings import NotUnderstood
 from cloudtrain.errors import Blocks, CloudtrainError, Exit, Refused
@@ -185,6 +186,11 @@ def test_capacity_can_be_gone_for_a_time_by_size_zone_and_region(cloud: Cloud) -
     assert (error.code, error.blocks) == ("ZonalAllocationFailed", Blocks.ZONE)
     assert "Standard_D2s_v3 in zone 2" in error.message
     assert vm.vm_id
+
+
+def test_every_operation_has_a_duration_in_every_profile() -> None:
+    assert timing.AZURE.keys() == timing.REHEARSAL.keys()
+    assert KINDS.keys() <= timing.AZURE.keys()
 
 
 def test_operations_take_as_long_as_on_azure_times_a_factor(cloud: Cloud) -> None:
