@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", nargs=2, metavar=("DIRECTORY", "PORT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    sys.path.insert(0, str(REPOSITORY))  # this checkout is measured, whatever is installed
     if arguments.serve:
         serve(Path(arguments.serve[0]), int(arguments.serve[1]))
         return
@@ -131,7 +132,6 @@ def embedded(directory: Path) -> Server:
 
 
 def serve(directory: Path, port: int) -> None:
-    sys.path.insert(0, str(REPOSITORY))
     from cloudtrain.azure.session import embedded_azure
     from cloudtrain.clock import SystemClock
     from cloudtrain.emulator.blobs.server import listening

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import requests
 import tensorflow_datasets as tfds
@@ -58,13 +58,15 @@ class PatientDownloader(downloader._Downloader):  # type: ignore[misc]
             except (requests.RequestException, DownloadFailed) as error:
                 if pause is None or _is_final(error):
                     raise DownloadFailed(f"{url}: {_reason(error)}") from error
-                print(
-                    f"{path.name}: {_reason(error)}; trying again in {pause:.0f} s",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                _tell(sys.stderr, f"{path.name}: {_reason(error)}; trying again in {pause:.0f} s")
                 time.sleep(pause)
         raise AssertionError("unreachable")
+
+
+def _tell(stream: TextIO, line: str) -> None:
+    """In one piece: several files are fetched at a time."""
+    stream.write(line + "\n")
+    stream.flush()
 
 
 def _is_final(error: Exception) -> bool:
@@ -102,7 +104,7 @@ def _receive(answer: requests.Response, path: Path, have: int, total: int) -> No
                 have += len(block)
                 if time.monotonic() - told > TOLD_EVERY or have == total:
                     told = time.monotonic()
-                    print(f"downloading {path.name}: {_mb(have)} of {_mb(total)} MB", flush=True)
+                    _tell(sys.stdout, f"downloading {path.name}: {_mb(have)} of {_mb(total)} MB")
         except requests.RequestException as error:
             raise DownloadFailed(f"the connection broke after {_mb(have)} of {_mb(total)} MB") from error
 

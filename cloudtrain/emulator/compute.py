@@ -392,6 +392,8 @@ def _act(azure: Azure, request: Request, group: str, name: str, kind: str, argum
             _check_start(azure, records, vm)
             if power.phase(vm) == power.DEALLOCATED:
                 given |= market.without_capacity(records, vm, azure.now())
+            else:
+                given["takes"] = "vm.start.warm"
         operation = power.begin(azure, records, vm, kind, given)
         answer = accepted(request, operation, vm, status=202, with_location=True)
     operations.advance(azure, operation.seq, patience=timing.PATIENCE_SECONDS)
@@ -451,7 +453,8 @@ def delete_vm(azure: Azure, request: Request, group: str, name: str) -> Answer:
             for other in records.open_operations(target=child.key):
                 if other.kind != "vm.delete":
                     operations.cancel(records, other, azure.now())
-        operation = running[0] if running else power.begin(azure, records, vm, "vm.delete")
+        given = {"takes": "vm.delete.deallocated"} if power.phase(vm) == power.DEALLOCATED else {}
+        operation = running[0] if running else power.begin(azure, records, vm, "vm.delete", given)
         answer = accepted(request, operation, vm, status=202, with_location=True)
     operations.advance(azure, operation.seq, patience=timing.PATIENCE_SECONDS)
     return answer

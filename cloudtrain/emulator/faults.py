@@ -107,7 +107,8 @@ def add(
     """Raises NotUnderstood."""
     known = KINDS.get(kind)
     if known is None:
-        raise NotUnderstood(f'"{kind}" is no kind of fault; expected one of {", ".join(KINDS)}.')
+        there = "; ".join(f"{name} ({one.what})" for name, one in KINDS.items())
+        raise NotUnderstood(f'"{kind}" is no kind of fault. There are: {there}.')
     _check_numbers(count, after, probability)
     for name, value in given.items():
         if value is not None and name not in known.takes:

@@ -131,10 +131,11 @@ def begin(
     """Record an operation inside the caller's transaction; `advance` does the rest.
 
     lock: the seq of the resource whose machine it works on; only one such operation at a time is
-    performed. An argument `failure` (code and message) makes it end so, with nothing done."""
+    performed. Arguments that mean something here: `failure` (code and message) makes it end so, with nothing done;
+    `takes` is what it is timed as, where that is not its kind."""
     now, takes = azure.now(), latency(records)
     given = {**(arguments or {}), "lock": lock, "poll": takes.poll_milliseconds, **_fate()}
-    ready = now + takes.seconds(kind)
+    ready = now + takes.seconds(given.get("takes") or kind)
     operation = Operation(operation_id or guid(), kind, target.lower(), now, ready, given, secret=secret)
     if azure.kinds[kind].perform is _nothing or "failure" in given:
         operation.performed = now

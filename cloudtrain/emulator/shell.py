@@ -75,16 +75,20 @@ def _sign_in(az: str, url: str, login: LoginSide, directory: Path, environment: 
         ["login", "--service-principal", "--tenant", login.tenant, "-u", login.client_id, "-p", f"@{secret}"],
     )
     for command in commands:
-        told = subprocess.run(
-            [az, *command, "--only-show-errors", "--output", "none"],
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_SIGN_IN_SECONDS,
-        )
+        shown = f"az {' '.join(command[:2])}"
+        try:
+            told = subprocess.run(
+                [az, *command, "--only-show-errors", "--output", "none"],
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_SIGN_IN_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            raise SignInFailed(f"{shown} did not end within {_SIGN_IN_SECONDS} s") from None
         if told.returncode != 0:
-            raise SignInFailed(f"az {' '.join(command[:2])}: {told.stderr.strip() or told.stdout.strip()}")
+            raise SignInFailed(f"{shown}: {told.stderr.strip() or told.stdout.strip()}")
     secret.unlink()
 
 

@@ -11,12 +11,14 @@ REHEARSAL: Mapping[str, float] = {
     "vm.create": 0.25,
     "vm.update": 0.08,
     "vm.start": 0.15,
+    "vm.start.warm": 0.15,
     "vm.restart": 0.15,
     "vm.redeploy": 0.20,
     "vm.reapply": 0.08,
     "vm.powerOff": 0.12,
     "vm.deallocate": 0.15,
     "vm.delete": 0.12,
+    "vm.delete.deallocated": 0.12,
     "vm.evicted": 0.15,
     "disk.delete": 0.06,
     "storage.create": 0.15,
@@ -32,16 +34,19 @@ AZURE: Mapping[str, float] = {
     "group.delete": 60.0,
     "provider.register": 60.0,
     "network.put": 10.0,
+    "network.rules": 10.0,
     "network.delete": 10.0,
     "vm.create": 76.0,
     "vm.update": 15.0,
     "vm.start": 76.0,
+    "vm.start.warm": 8.0,
     "vm.restart": 90.0,
     "vm.redeploy": 120.0,
     "vm.reapply": 15.0,
     "vm.powerOff": 17.0,
     "vm.deallocate": 33.0,
     "vm.delete": 60.0,
+    "vm.delete.deallocated": 0.4,
     "vm.evicted": 38.0,
     "disk.delete": 10.0,
     "storage.create": 20.0,
@@ -50,11 +55,11 @@ AZURE: Mapping[str, float] = {
     "runCommand.put": 15.0,
     "runCommand.delete": 15.0,
 }
-"""As recorded on Azure: an empty group 60 s, a network 10 s, a VM 76 s, a restart 31 to 90 s, a redeploy 109 to 123 s,
-a powerOff 9 to 17 s, a deallocation 8 to 33 s, a managed command's PUT, PATCH and DELETE 15 s each, a storage account
-20 s, simulateEviction to deallocated 68 s with its 30 s of notice. Assumed, for want of a recording: the start of a
-deallocated VM as long as its creation, a registration and the deletion of a running VM a minute, the rest as the most
-like it."""
+"""As recorded on Azure: an empty group 60 s, a network 10 s, a VM 76 s, the start of a stopped VM 8 s, a restart 31 to
+90 s, a redeploy 109 to 123 s, a powerOff 9 to 17 s, a deallocation 8 to 33 s, the deletion of a deallocated VM 0.4 s, a
+managed command's PUT, PATCH and DELETE 15 s each, a storage account 20 s, simulateEviction to deallocated 68 s with its
+30 s of notice. Assumed, for want of a recording: the start of a deallocated VM as long as its creation, a registration
+and the deletion of a running VM a minute, the rest as the most like it."""
 
 PROFILES = {"rehearsal": REHEARSAL, "azure": AZURE}
 LONGEST_FACTOR = 10.0

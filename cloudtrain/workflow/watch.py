@@ -91,8 +91,8 @@ def error_of(result: WatchResult) -> CloudtrainError | None:
 
 
 def interval(ctx: Context) -> float:
-    """Seconds between two looks at the VM's power state."""
-    return max(1.0, ctx.session.capabilities.poll_seconds)
+    """Seconds between two looks at the VM's power state. On Azure 6: it allows a read of a VM each 5 s."""
+    return max(1.0, 0.6 * ctx.session.capabilities.poll_seconds)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Faults on request, as a client of the embedded Azure meets them; and what they become on cloudtrain's side."""
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,15 +9,16 @@ from azure.core.exceptions import HttpResponseError, ResourceExistsError
 from azure.core.pipeline.policies import RetryPolicy
 
 from cloudtrain.azure.errors import translated
-from cloudtrain.emulator import settings
+from cloudtrain.emulator import settings, timing
+from cloudtrain.emulator.app import KINDS
 from cloudtrain.emulator.machines import OffCause
 from cloudtrain.emulator.settings import NotUnderstood
 from cloudtrain.errors import Blocks, CloudtrainError, Exit, Refused
 
-from .conftest import Cloud
+from .conftest import Cloud, open_cloud
 
 VM = "/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/vm"
-PUT_VM = "VirtualMachines_CreateOrUpdate"
+VERSION = "?api-version=2022-12-01"
 
 # Every refusal of Azure's that concerns a run: what we call it, and what it closes.
 BLOCKED = [
@@ -185,6 +188,11 @@ def test_capacity_can_be_gone_for_a_time_by_size_zone_and_region(cloud: Cloud) -
     assert vm.vm_id
 
 
+def test_every_operation_has_a_duration_in_every_profile() -> None:
+    assert timing.AZURE.keys() == timing.REHEARSAL.keys()
+    assert KINDS.keys() <= timing.AZURE.keys()
+
+
 def test_operations_take_as_long_as_on_azure_times_a_factor(cloud: Cloud) -> None:
     cloud.group()
     subnet = cloud.net()
@@ -194,8 +202,11 @@ def test_operations_take_as_long_as_on_azure_times_a_factor(cloud: Cloud) -> Non
     assert begun.headers["retry-after-ms"] == "5000"
     assert cloud.finish(begun).body["status"] == "Succeeded"
     assert 38 <= (cloud.clock.now() - began).total_seconds() <= 38 + 5
+    cloud.compute.virtual_machines.begin_power_off("g", "vm").result()
+    cloud.compute.virtual_machines.begin_start("g", "vm").result()
     took = {each.kind: each.due - each.started for each in cloud.azure.done()}
     assert took["vm.create"] == pytest.approx(38)
+    assert took["vm.start"] == pytest.approx(4)
     vm = cloud.compute.virtual_machines.get("g", "vm")
     cloud.machines.cut(vm.vm_id, OffCause.EVICTED)
     assert cloud.power() == "deallocating"
@@ -250,7 +261,20 @@ def test_a_dropped_connection_looks_like_a_real_one(cloud: Cloud, kind: str, don
     assert waited == 300 if kind == "hang" else waited < 1  # azure-core waits 300 s for an answer
 
 
-def test_a_rule_holds_for_every_process_and_its_draws_are_those_of_its_seed(cloud: Cloud) -> None:
+def test_a_rule_strikes_as_often_as_asked_however_many_ask_at_once(tmp_path: Path) -> None:
+    views = [open_cloud(tmp_path) for _ in range(4)]
+    views[0].azure.add_fault("503", on="Subscriptions_List", count=5)
+    with ThreadPoolExecutor(4) as together:
+        said = list(
+            together.map(lambda n: views[n % 4].call("GET", "https://x/subscriptions" + VERSION).status, range(40))
+        )
+    assert said.count(503) == 5 and said.count(200) == 35
+    assert views[3].azure.fault_rules()[0].struck == 5
+    for view in views:
+        view.azure.close()
+
+
+def test_a_rule_holds_until_it_is_cleared_and_its_draws_are_those_of_its_seed(cloud: Cloud) -> None:
     cloud.group()
 
     def struck(seed: int) -> list[int]:
@@ -384,3 +408,10 @@ def test_azure_core_repeats_the_very_request_that_we_rely_on() -> None:
         assert not ours._is_method_retryable(ours.configure_retries({}), Post(), Answer(409))
     theirs = RetryPolicy()
     assert not theirs._is_method_retryable(theirs.configure_retries({}), Post(), Answer(429))
+
+
+def test_every_profile_of_durations_knows_every_operation() -> None:
+    from cloudtrain.emulator import timing
+
+    for profile in timing.PROFILES.values():
+        assert set(profile) == set(timing.REHEARSAL)

@@ -99,8 +99,8 @@ def rehearsal(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     made = Rehearsal(cli, tmp_path / "azure", clock, SimulatedMachines(clock, SimulatedGuest(), JOB))
     monkeypatch.setattr("cloudtrain.azure.session.embedded_azure", made.open)
     monkeypatch.setattr("cloudtrain.clock.SystemClock", lambda: clock)
-    # As seldom as on Azure or seldomer: a rehearsal's one look a second would make thousands of requests.
-    monkeypatch.setattr("cloudtrain.workflow.watch.interval", lambda ctx: 20.0)
+    # One look a second, as in a rehearsal, would make thousands of requests.
+    monkeypatch.setattr("cloudtrain.workflow.watch.interval", lambda ctx: 60.0)
     up = cli("up", "horses", "--json")
     assert up.code == 0, up.out
     return made

@@ -66,7 +66,8 @@ def delegation_key(account: Account, parts: Mapping[str, str]) -> bytes:
 
 
 def check(call: Call, account: Account, container: Container | None) -> Grant:
-    """Signature, time, protocol, address and resource. container: what the path names, if it exists.
+    """Signature, time, protocol, address and resource. container: what the path names, if it exists and
+    the signature has a stored access policy.
 
     Raises BlobError. The rights are compared by the caller."""
     if call.query.get("sv", "") < _OLDEST:

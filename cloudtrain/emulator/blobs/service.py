@@ -124,8 +124,10 @@ class BlobService:
         _check_version(call)
         handler, need = _operation(call)
         index = self.index(account)
-        with index.read() as rows:
-            container = rows.container(call.container) if call.container else None
+        container = None
+        if call.query.get("si"):  # a stored access policy, which is the container's
+            with index.read() as rows:
+                container = rows.container(call.container)
         grant = access.authorize(call, account, need, container)
         return handler(call, Place(account, index, grant))
 
