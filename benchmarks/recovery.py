@@ -38,6 +38,7 @@ BANDS = {"0-5": 0.025, "5-10": 0.075, "10-15": 0.125, "15-20": 0.175, "20+": 0.2
 KILLED_LOOKS = 0.1
 NOTICED = 0.7
 WITHOUT_CAPACITY = 0.3
+SHORTAGE_HOURS = 2.0
 HOURLY_LOOKS = 2
 
 
@@ -212,7 +213,16 @@ def simulate(rate: float, hours: int, seed: str) -> dict[str, Any]:
 
 
 class Story:
-    def __init__(self, home: Path, rate: float, hours: int, seed: str) -> None:
+    def __init__(
+        self,
+        home: Path,
+        rate: float,
+        hours: int,
+        seed: str,
+        *,
+        killed_looks: float = KILLED_LOOKS,
+        shortage_hours: float = SHORTAGE_HOURS,
+    ) -> None:
         from cloudtrain.azure.session import on_emulator
         from cloudtrain.emulator.embedded import EmbeddedAzure
         from cloudtrain.emulator.machines.simulated import Job, SimulatedMachines
@@ -220,6 +230,7 @@ class Story:
         from cloudtrain.workflow.context import Context
 
         self.home, self.rate, self.chance = home, rate, random.Random(seed)
+        self.killed_looks, self.shortage_hours = killed_looks, shortage_hours
         self.clock = SimulatedClock()
         self.job = Job(steps=hours * 60, step_seconds=60.0, checkpoint_seconds=600.0)
         self.machines = SimulatedMachines(self.clock, SimulatedGuest(), self.job)
@@ -289,7 +300,7 @@ class Story:
             return
         self.machines.evict(self._vm(), 30.0 if self.chance.random() < NOTICED else 0.0)
         if self.chance.random() < WITHOUT_CAPACITY:
-            until = self._now() + self.chance.expovariate(0.5) * 3600
+            until = self._now() + self.chance.expovariate(1 / self.shortage_hours) * 3600
             self.azure.set(lambda records, _: settings.set_shortage(records, None, None, None, until))
 
     def _look(self) -> None:
@@ -300,7 +311,7 @@ class Story:
         from cloudtrain.workflow.watch import watch
 
         progress = Fragile(self.chance)
-        progress.doomed = self.chance.random() < KILLED_LOOKS
+        progress.doomed = self.chance.random() < self.killed_looks
         if self._now() % 86400 < 1200:
             return  # Azure's API is out of reach for twenty minutes a day
         release = lease.release

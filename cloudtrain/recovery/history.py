@@ -160,13 +160,13 @@ class _Account:
         self.since = max(self.since, until)
 
     def _end(self, event: Event) -> None:
-        if event.what in OFF:
-            self.on = False
+        was_on, self.on = self.on, self.on and event.what not in OFF
         if event.what in BY_SOMEBODY:
             self.open = self.noticed = False
         elif event.what in ("notice", "cut"):
             self.open, self.noticed = True, event.what == "notice"
-        elif event.what == "evicted":
+        elif event.what == "evicted" and was_on:
+            # Two may have seen the same one: who simulated it, and a watcher.
             self.open = True
             self._count_eviction()
         if event.what in ("finished", "failed"):

@@ -184,7 +184,7 @@ class _Watcher:
             limits=self._limits(group),
             memory=memory,
             # The same for every watcher that looks at this attempt.
-            jitter=random.Random(f"{group.id} {memory.off_since} {memory.refused}").random(),
+            jitter=random.Random(f"{group.run} {group.created} {memory.off_since} {memory.refused}").random(),
         )
 
     def _limits(self, group: Group) -> Limits:

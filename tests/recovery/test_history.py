@@ -69,6 +69,19 @@ def test_evictions_that_only_the_guest_knows_of_count_too() -> None:
     assert (total.evictions, total.with_notice, total.resumes) == (2, 1, 2)
 
 
+def test_an_eviction_that_two_have_noted_counts_once() -> None:
+    told = story(
+        Event(0, "began"),
+        Event(100, "evicted", why="simulated"),
+        Event(101, "evicted"),
+        Event(110, "started"),
+        Event(120, "evicted"),
+        Event(130, "started"),
+        Event(140, "resumed", step=5, lost=0, seen=90),
+    )
+    assert sums(told, begun=0, now=200).evictions == 2
+
+
 def test_money_is_counted_while_the_vm_runs_at_the_price_of_its_last_start() -> None:
     told = story(
         Event(0, "made", price=0.1),
