@@ -515,16 +515,22 @@ def complete(
 ) -> RunSpec:
     """As `resolve`, but what is missing stays empty."""
     base = existing or _from_defaults(settings.run, defaults)
-    if settings.trainer_args is None:
-        arguments = base.arguments
-    else:
-        arguments = merge_arguments(defaults.arguments, settings.trainer_args)
     said = {key: getattr(settings, key) for key in _KEPT if getattr(settings, key) is not None}
     if built is not None:
         said |= {"image": built[0], "built_from": built[1]}
     elif settings.image is not None:
         said["built_from"] = ""
-    return msgspec.structs.replace(base, **said, arguments=arguments, ssh_public_key=settings.ssh_key or public_key)
+    spec = msgspec.structs.replace(base, **said, ssh_public_key=settings.ssh_key or public_key)
+    return msgspec.structs.replace(spec, arguments=_arguments(settings, defaults, spec, existing))
+
+
+def _arguments(settings: Settings, defaults: Defaults, spec: RunSpec, existing: RunSpec | None) -> tuple[str, ...]:
+    """The cloud's arguments are for the trainer that comes along: another program would not know them."""
+    comes_along = spec.built_from == "trainer" or spec.image == defaults.trainer_image
+    ours = defaults.arguments if comes_along else ()
+    if settings.trainer_args is not None:
+        return merge_arguments(ours, settings.trainer_args)
+    return existing.arguments if existing else ours
 
 
 def check_image_named(spec: RunSpec) -> None:

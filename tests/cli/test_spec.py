@@ -158,6 +158,14 @@ def test_arguments_with_an_equals_sign_take_the_place_of_defaults_too() -> None:
     assert merge_arguments(["--epochs", "4", "--seed=1"], ["--epochs=9"]) == ("--seed=1", "--epochs=9")
 
 
+def test_the_clouds_arguments_are_for_the_trainer_that_comes_along() -> None:
+    ours = ("--dataset", "silhouettes", "--epochs", "4")
+    assert resolve(settings(image="team/shell:1"), Defaults(), KEY).arguments == ()
+    assert resolve(settings(image="team/shell:1", trainer_args=["--x"]), Defaults(), KEY).arguments == ("--x",)
+    assert resolve(settings(), Defaults(), KEY, built=("reg/own:1", "own")).arguments == ()
+    assert resolve(settings(), Defaults(), KEY, built=("reg/trainer:1", "trainer")).arguments == ours
+
+
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "cloudtrain.toml").write_bytes(b"\xef\xbb\xbfrun = 'a'\r\n")
     assert config.read(tmp_path) == {"run": "a"}
