@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,9 @@ def node_base(engine: Any, base_image: str, tmp_path_factory: pytest.TempPathFac
     kept = f"cloudtrain-test/node:{os.getpid()}"
     engine.images.get(machines.build(lambda text: None)).tag(kept)
     yield base_image
-    engine.images.remove(kept)
+    # The last rehearsal that ended has removed the image under all its names.
+    with suppress(ImageNotFound):
+        engine.images.remove(kept)
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,8 @@ def main() -> int:
         time.sleep(SECONDS)
         held["step"] += 1
         held["weights"] = hashlib.sha256(f"{held['weights']} {held['step']}".encode()).hexdigest()
-        if held["step"] % EVERY == 0:
+        # The first step of a start is saved too: from then on the start counts, whatever cuts it off.
+        if held["step"] % EVERY == 0 or held["step"] == begun + 1:
             replace(checkpoints / f"{held['step']:08}", held)
             saved = held["step"]
         tell(held, begun, saved)
