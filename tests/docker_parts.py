@@ -13,8 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +68,8 @@ def base_image(engine: Any) -> str:
 @pytest.fixture(scope="session")
 def node_base(engine: Any, base_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """What nodes are built on. A node image stays under another name, so that others are built from the cache."""
+    from docker.errors import ImageNotFound
+
     from cloudtrain.clock import SystemClock
     from cloudtrain.emulator.machines.container import container_machines
 
