@@ -231,8 +231,10 @@ def _recovery_rows(result: "StatusResult") -> list[Row]:
     seen = result.recovery
     words = []
     if seen.evictions or seen.refusals:
-        words.append(f"{_count(seen.evictions, 'eviction')}, {seen.with_notice} with notice")
-        words.append(f"{_count(seen.steps_lost, 'step')} lost")
+        words.append(_count(seen.evictions, "eviction"))
+        if result.training is not None and result.training.as_of is None:
+            # The guest knows these, and was asked just now.
+            words += [f"{seen.with_notice} with notice", f"{_count(seen.steps_lost, 'step')} lost"]
     if seen.refusals:
         words.append(f"{_count(seen.refusals, 'start')} refused")
     if seen.next_attempt:

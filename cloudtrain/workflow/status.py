@@ -11,10 +11,11 @@ from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import Refused
-from cloudtrain.recovery.history import goodput, sums
+from cloudtrain.recovery.history import Event, added, goodput, sums
 from cloudtrain.together import together
 from cloudtrain.workflow import training
 from cloudtrain.workflow.context import Context
+from cloudtrain.workflow.history import in_our_words, where_read_to
 from cloudtrain.workflow.results import Training, VmInfo, last_known, vm_info
 from cloudtrain.workflow.state import EVICTED, state_of
 
@@ -58,7 +59,7 @@ def status(ctx: Context, run: str) -> StatusResult:
     """Raises NoSuchRun."""
     group = groups.get(ctx.session, run)
     vm = vms.find(ctx.session, group)
-    (seen, note), address = together(
+    (seen, note, told), address = together(
         lambda: _training(ctx, group, vm), lambda: network.public_ip(ctx.session, group) if vm else None
     )
     state = state_of(group, vm, seen)
@@ -75,12 +76,13 @@ def status(ctx: Context, run: str) -> StatusResult:
         vm=vm_info(vm, address) if vm else None,
         training=seen or last_known(group.progress),
         note=note or _about(state, vm),
-        recovery=_recovery(group, ctx.clock.now().timestamp()),
+        recovery=_recovery(group, told, ctx.clock.now().timestamp()),
     )
 
 
-def _recovery(group: Group, now: float) -> RecoveryInfo:
-    total = sums(notes.history(group), group.begun, now)
+def _recovery(group: Group, told: list[Event], now: float) -> RecoveryInfo:
+    """told: what the guest has noted since its notes were last taken over. `history` keeps them; this only counts."""
+    total = sums(added(notes.history(group), told), group.begun, now)
     useful = goodput(total)
     waits = notes.memory(group).next_at
     return RecoveryInfo(
@@ -97,19 +99,20 @@ def _recovery(group: Group, now: float) -> RecoveryInfo:
     )
 
 
-def _training(ctx: Context, group: Group, vm: Vm | None) -> tuple[Training | None, str]:
-    """What the guest says now, and why it could not be asked."""
+def _training(ctx: Context, group: Group, vm: Vm | None) -> tuple[Training | None, str, list[Event]]:
+    """What the guest says now, why it could not be asked, and what it noted."""
     if vm is None or vm.power is not PowerState.RUNNING:
-        return None, ""
+        return None, "", []
     try:
         with ctx.progress.step("asking the guest", usually="20 to 40 s on Azure"):
-            seen = training.of(training.observe(ctx, group))
+            observed = training.observe(ctx, group, events=where_read_to(group))
     except (GuestUnreachable, Refused) as error:
         # The VM's power state stands all the same; what the guest says is only information.
-        return None, f"The guest could not be asked: {error.message}"
+        return None, f"The guest could not be asked: {error.message}", []
+    seen = training.of(observed)
     if seen.finished and group.intent is not Intent.FINISHED:
         training.remember(ctx, group, seen)
-    return seen, ""
+    return seen, "", [event for each in observed.events if (event := in_our_words(each)) is not None]
 
 
 def _about(state: str, vm: Vm | None) -> str:

@@ -71,6 +71,7 @@ def test_six_evictions_leave_the_same_weights_as_a_run_left_alone(cloudtrain: Co
         assert isinstance(cut["steps_lost"], int) and cut["steps_lost"] >= 0, cut
     status = until_finished(cloudtrain, "horses")
     assert status["training"]["resumes"] == 6
+    assert (status["recovery"]["evictions"], status["recovery"]["with_notice"]) == (6, 3)
     assert status["training"]["digest"] == undisturbed
     down = cloudtrain("down", "horses", "--json").data
     assert down["deleted"] and down["left"] == []
