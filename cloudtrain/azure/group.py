@@ -27,6 +27,8 @@ TAG_PROGRESS = "cloudtrain-progress"
 TAG_SPEC = "cloudtrain-spec-"
 # When the user last asked for the run: what Azure tells of an earlier stop does not count any more.
 TAG_WANTED = "cloudtrain-wanted-since"
+# The name of the run's storage account, once checkpoints go there: then they outlive the VM and its disk.
+TAG_STORAGE = "cloudtrain-storage"
 # "off", set by whoever wants the watchers to leave the run alone.
 TAG_WATCH = "cloudtrain-watch"
 TAG_VALUE_LIMIT = 256
@@ -79,6 +81,11 @@ class Group:
     def begun(self) -> float:
         """Epoch seconds: when the run was made."""
         return datetime.fromisoformat(self.created).timestamp() if self.created else 0.0
+
+    @property
+    def storage_account(self) -> str:
+        """'' where checkpoints lie on the VM's disk alone."""
+        return self.tags.get(TAG_STORAGE, "")
 
     @property
     def watched(self) -> bool:

@@ -13,11 +13,22 @@ from cloudtrain.guest.outcome import (
     parse_start,
     parse_stop,
 )
-from cloudtrain.guest.scripts import PULL_LOGIN, await_script, install_script, observe_script, save_and_stop_script
+from cloudtrain.guest.scripts import (
+    PULL_LOGIN,
+    SECRETS,
+    STORAGE,
+    await_script,
+    install_script,
+    observe_script,
+    renew_script,
+    save_and_stop_script,
+)
 from cloudtrain.guest.settings import GuestSettings
 
 __all__ = [
     "PULL_LOGIN",
+    "SECRETS",
+    "STORAGE",
     "GuestSettings",
     "IncompleteOutput",
     "Observation",
@@ -30,5 +41,6 @@ __all__ = [
     "parse_observation",
     "parse_start",
     "parse_stop",
+    "renew_script",
     "save_and_stop_script",
 ]

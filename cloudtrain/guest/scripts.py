@@ -20,6 +20,9 @@ LOGS = ("training", "container", "startup", "eviction")
 INSTALLED = ("guest.py", "trainer_output.py", "run_trainer.py", "eviction_watch.py", "startup-script.sh")
 # The environment variable, a protected parameter, that brings a docker config.json in base64.
 PULL_LOGIN = "CLOUDTRAIN_PULL_LOGIN"
+# Likewise, JSON in base64: how the VM reaches the blobs (see `durable`), and the values of secret variables by name.
+STORAGE = "CLOUDTRAIN_STORAGE"
+SECRETS = "CLOUDTRAIN_SECRETS"
 CRON_LINE = "@reboot /cloudtrain/startup-script.sh"
 
 
@@ -62,6 +65,11 @@ def await_script(
     """
     wanted = _wanted(after, timeout, container_seconds)
     return "\n".join([_head(nonce), _program("await_training.py", wanted), ""])
+
+
+def renew_script(nonce: str) -> str:
+    """Takes up the protected parameters STORAGE and SECRETS, and changes nothing else."""
+    return "\n".join([_head(nonce), vm_file("install.sh"), ""])
 
 
 def observe_script(

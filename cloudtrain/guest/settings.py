@@ -13,7 +13,10 @@ class GuestSettings:
     vm_name: the resource's name, the one scheduled events speak of. image: a Docker reference. mount: where
     in the container models/ appears. writes_progress: whether the image writes progress.json; None when
     that is not known. tuning: times and sizes that differ from those in vm/guest.py, by name; for tests and
-    rehearsals. Raises ValueError for what Docker could not be told.
+    rehearsals. secrets: names of variables whose values come as protected parameters. when_done: what the VM does to
+    itself once training has finished and everything is in storage: keep, deallocate or delete. vm_id: its Azure
+    resource id, where its identity may do that; '' where it may not. Raises ValueError for what Docker could not be
+    told.
     """
 
     run: str
@@ -26,6 +29,9 @@ class GuestSettings:
     gpus: bool
     writes_progress: bool | None
     tuning: Mapping[str, object] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    when_done: str = "keep"
+    vm_id: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.\-/:@\[\]]*", self.image, re.ASCII):
@@ -35,6 +41,8 @@ class GuestSettings:
         for name, value in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\0" in value:
                 raise ValueError(f"Received the environment variable {name!r}. Expected NAME and text.")
+        if any(not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) for name in self.secrets):
+            raise ValueError(f"Received secrets {self.secrets!r}. Expected names of variables.")
         if any("\0" in argument for argument in self.arguments):
             raise ValueError("Received an argument with a NUL character. Expected text.")
 
@@ -50,5 +58,8 @@ class GuestSettings:
             "gpus": self.gpus,
             "writes_progress": self.writes_progress,
             "tuning": dict(self.tuning),
+            "secrets": list(self.secrets),
+            "when_done": self.when_done,
+            "vm_id": self.vm_id,
         }
         return json.dumps(fields, indent=1).encode() + b"\n"

@@ -39,6 +39,15 @@ put_pull_login() {
     mv -f "$here/docker/.config.json.new" "$here/docker/config.json") || fail "cannot write $here/docker/config.json"
 }
 
+# put_protected FILE VARIABLE: a secret that came as a protected parameter, into a file that only root reads
+put_protected() {
+  local content="${!2:-}"
+  unset "$2"
+  if [ -z "$content" ]; then return; fi
+  (umask 077 && printf '%s' "$content" | base64 -d >"$here/.$1.new" && mv -f "$here/.$1.new" "$here/$1") ||
+    fail "cannot write $here/$1"
+}
+
 # In a unit of its own where systemd runs, because a restart of Azure's agent ends everything that belongs to it
 start_training() {
   exec 8>&-
@@ -64,3 +73,5 @@ fi
 exec 8>>"$here/install.lock"
 flock -w 60 8 || fail "another installation is under way"
 put_pull_login
+put_protected storage.json CLOUDTRAIN_STORAGE
+put_protected secrets.json CLOUDTRAIN_SECRETS
