@@ -284,7 +284,8 @@ class Story:
             if not on and self.machines.training(self._vm()).finished:
                 return
             look = self._now() + (3600 / HOURLY_LOOKS if on else 30.0)
-            self.clock.sleep(min(look, due if on else look) - self._now())
+            # A clock counts microseconds: less than one would leave it standing, for ever.
+            self.clock.sleep(max(0.001, min(look, due if on else look) - self._now()))
             if on and self._now() >= due:
                 self._evict()
                 due = self._next_eviction()
