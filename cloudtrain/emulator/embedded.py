@@ -154,7 +154,7 @@ class EmbeddedAzure:
     def storage_token(self) -> str:
         """The caller's token for blobs. It opens those on which the caller has a role."""
         with self._azure.store.read() as records:
-            return principals.storage_token(records, principals.caller(records))
+            return principals.token(records, principals.STORAGE, principals.caller(records))
 
     @property
     def caller_id(self) -> str:
@@ -290,11 +290,6 @@ class EmbeddedAzure:
 
 
 _BLOBS, _SEALING_KEY = "blobs", "sealing.key"
-
-
-def blob_service(root: Path, clock: Clock) -> BlobService:
-    """The blobs of an embedded Azure that exists, and nothing else of it: what is served to its VMs."""
-    return _blob_service(Store(root, {}), root, clock)
 
 
 def _blob_service(store: Store, root: Path, clock: Clock) -> BlobService:

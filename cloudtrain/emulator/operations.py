@@ -174,7 +174,8 @@ def advance_all(azure: Azure) -> None:
     with azure.store.read() as records:
         pending = [operation.seq for operation in records.open_operations()]
     for seq in pending:
-        advance(azure, seq)
+        # What is taken over from a process that was killed is often done but for its last word.
+        advance(azure, seq, patience=0.0 if seq in azure.workers else timing.PATIENCE_SECONDS)
 
 
 def _settle(azure: Azure, operation: Operation) -> None:

@@ -97,7 +97,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 def servers_of(root: Path) -> list[str]:
     """The processes that serve that directory's blobs."""
     command = [b"cloudtrain.emulator.blobs.server", str(root).encode()]
-    return [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if _words(path)[-2:] == command]
+    return [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if _words(path)[-3:-1] == command]
 
 
 def _words(path: Path) -> list[bytes]:

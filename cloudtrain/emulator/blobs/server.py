@@ -4,8 +4,9 @@ Plain HTTP, for what runs on this machine. What the service asks for is checked 
 without a signature, a key or a token.
 
 An emulated VM reaches its blobs so, at `$CLOUDTRAIN_BLOBS/<account>/<container>/<blob>` for what is
-https://<account>.blob.core.windows.net/<container>/<blob> on Azure. As a program (its arguments: the embedded Azure's
-directory), it serves on the listening socket that is its standard input; there HTTP stands for HTTPS.
+https://<account>.blob.core.windows.net/<container>/<blob> on Azure, and Resource Manager at `$CLOUDTRAIN_ARM/...` for
+https://management.azure.com/... As a program (its arguments: the embedded Azure's directory, the VM's), it serves both
+on the listening socket that is its standard input; there HTTP stands for HTTPS.
 """
 
 import contextlib
@@ -17,8 +18,10 @@ from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from cloudtrain.emulator.blobs.call import RAW_HEADERS
+from cloudtrain.emulator.machines import MANAGEMENT_PATH
 from cloudtrain.emulator.store import StoreError
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -78,6 +81,9 @@ def _handler(app: WsgiApp, scheme: str) -> type[BaseHTTPRequestHandler]:
             except (StoreError, socket.gaierror) as error:
                 self.send_error(500, "Internal Server Error", str(error))  # and closes the connection
                 return
+            except (ConnectionResetError, TimeoutError):  # by a fault
+                self.close_connection = True
+                return
             try:
                 for chunk in chunks:
                     self.wfile.write(chunk)
@@ -90,7 +96,7 @@ def _handler(app: WsgiApp, scheme: str) -> type[BaseHTTPRequestHandler]:
             else:
                 body.read()
 
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer
+        do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = answer
 
         def _start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
             code, _, reason = status.partition(" ")
@@ -120,12 +126,37 @@ def _environ(handler: BaseHTTPRequestHandler, body: _Body, scheme: str) -> dict[
     }
 
 
+def for_a_vm(blobs: WsgiApp, management: WsgiApp) -> WsgiApp:
+    """What a VM reaches of the embedded Azure, at one port."""
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if not path.startswith(f"{MANAGEMENT_PATH}/"):
+            return blobs({**environ, "wsgi.url_scheme": "https"}, start_response)
+        headers = {name.lower(): value for name, value in environ[RAW_HEADERS]}
+        return management(
+            {
+                **environ,
+                "SCRIPT_NAME": MANAGEMENT_PATH,
+                "PATH_INFO": unquote(path.removeprefix(MANAGEMENT_PATH), "latin-1"),
+                "CONTENT_LENGTH": str(environ["wsgi.input"].left),
+                "HTTP_AUTHORIZATION": headers.get("authorization", ""),
+                "HTTP_X_MS_CLIENT_REQUEST_ID": headers.get("x-ms-client-request-id", ""),
+            },
+            start_response,
+        )
+
+    return app
+
+
 def main(arguments: list[str]) -> None:
     from cloudtrain.clock import SystemClock
-    from cloudtrain.emulator.embedded import blob_service
+    from cloudtrain.emulator.embedded import EmbeddedAzure
+    from cloudtrain.emulator.machines.process import machines_of
 
-    service = blob_service(Path(arguments[0]), SystemClock())
-    _Server(socket.socket(fileno=0), _handler(service, "https")).serve_forever()
+    clock = SystemClock()
+    azure = EmbeddedAzure(Path(arguments[0]), clock=clock, machines=machines_of(Path(arguments[1]), clock))
+    _Server(socket.socket(fileno=0), _handler(for_a_vm(azure.blobs, azure), "http")).serve_forever()
 
 
 if __name__ == "__main__":
