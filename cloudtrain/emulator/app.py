@@ -37,7 +37,7 @@ from cloudtrain.emulator import (
 from cloudtrain.emulator.operations import Azure, Kind
 from cloudtrain.emulator.routes import Route
 from cloudtrain.emulator.store import Records
-from cloudtrain.emulator.wire import Answer, ArmError, Request, guid, parse_body, parse_query, same
+from cloudtrain.emulator.wire import PATIENCE, Answer, ArmError, Request, guid, parse_body, parse_query, same
 
 _MODULES = (
     providers,
@@ -70,7 +70,6 @@ KINDS: Mapping[str, Kind] = {
 }
 
 StartResponse = Callable[..., Any]
-PATIENCE = "cloudtrain.patience"
 
 _API_VERSION = re.compile(r"^(\d{4})-(\d{2})-(\d{2})(-preview|-alpha|-beta|-privatepreview)?$", re.IGNORECASE)
 _OLDEST, _NEWEST = 2014, 2030

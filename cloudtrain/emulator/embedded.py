@@ -27,7 +27,8 @@ from cloudtrain.emulator import (
     store,
     timing,
 )
-from cloudtrain.emulator.blobs.service import DOMAIN, BlobService
+from cloudtrain.emulator.blobs.call import DOMAIN
+from cloudtrain.emulator.blobs.service import OPERATION_NAMES, BlobService
 from cloudtrain.emulator.locks import WorkLocks
 from cloudtrain.emulator.machines import MachineError, Machines
 from cloudtrain.emulator.operations import Azure
@@ -265,7 +266,7 @@ class EmbeddedAzure:
     def add_fault(self, kind: str, **terms: Any) -> faults.Rule:
         """terms: those of `faults.add`. Raises NotUnderstood."""
         with self._azure.store.write() as records:
-            return faults.add(records, app.ROUTES, kind, **terms)
+            return faults.add(records, _OPERATIONS, kind, **terms)
 
     def fault_rules(self) -> list[faults.Rule]:
         with self._azure.store.read() as records:
@@ -290,10 +291,12 @@ class EmbeddedAzure:
 
 
 _BLOBS, _SEALING_KEY = "blobs", "sealing.key"
+_OPERATIONS = [route.operation for route in app.ROUTES] + [f"Blobs_{name}" for name in OPERATION_NAMES]
 
 
 def _blob_service(store: Store, root: Path, clock: Clock) -> BlobService:
-    return BlobService(root / _BLOBS, clock, storage.Accounts(store, clock, root / _SEALING_KEY).account)
+    accounts = storage.Accounts(store, clock, root / _SEALING_KEY)
+    return BlobService(root / _BLOBS, clock, accounts.account, faults.BlobFaults(store, clock).around)
 
 
 def _vm_status(azure: Azure, vm: store.Resource) -> VmStatus:

@@ -17,9 +17,9 @@ from cloudtrain.clock import Clock
 from cloudtrain.emulator import ids, network, operations, preconditions, principals, roles, sealing
 from cloudtrain.emulator.blobs import containers
 from cloudtrain.emulator.blobs.account import Account
+from cloudtrain.emulator.blobs.call import DOMAIN
 from cloudtrain.emulator.blobs.errors import BlobError
 from cloudtrain.emulator.blobs.index import Container, Index
-from cloudtrain.emulator.blobs.service import DOMAIN
 from cloudtrain.emulator.operations import Azure, Kind, Outcome
 from cloudtrain.emulator.routes import Route
 from cloudtrain.emulator.store import Json, Operation, Records, Resource, Store
