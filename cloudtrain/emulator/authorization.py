@@ -6,7 +6,7 @@ data in blobs that was not assigned.
 
 from typing import Any
 
-from cloudtrain.emulator import ids, preconditions, principals, roles
+from cloudtrain.emulator import ids, operations, preconditions, principals, roles
 from cloudtrain.emulator.operations import Azure
 from cloudtrain.emulator.routes import Route
 from cloudtrain.emulator.store import Json, Records, Resource
@@ -37,6 +37,7 @@ def put(azure: Azure, request: Request, scope: str, name: str) -> Answer:
         }
         now = azure.now()
         records.put(Resource(assignment_id, ids.ROLE_ASSIGNMENT, name, "", body, created=now, changed=now))
+    operations.take(azure, "role.assign")
     return Answer(201, body)
 
 

@@ -117,6 +117,14 @@ def latency(records: Records) -> timing.Latency:
     return timing.Latency(records.setting("latency") or "rehearsal", float(records.setting("latency_factor") or 1.0))
 
 
+def take(azure: Azure, kind: str) -> None:
+    """Wait for as long as Azure works on a request that it answers only when it is done. Outside any transaction."""
+    with azure.store.read() as records:
+        seconds = latency(records).seconds(kind)
+    if seconds:
+        azure.clock.sleep(seconds)
+
+
 def begin(
     azure: Azure,
     records: Records,

@@ -241,6 +241,7 @@ def delete_account(azure: Azure, request: Request, group: str, name: str) -> Ans
             operations.cancel(records, other, azure.now())
         records.delete(account.id)
     sweep(azure)
+    operations.take(azure, "storage.delete")
     return Answer(200)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,13 +61,13 @@ def machines_at(root: Path) -> ProcessMachines:
 
 
 class World:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **properties: Any) -> None:
         self.machines = machines_at(root)
         clock = SystemClock()
         # The fixture's machines have no processes, which a Cloud does not mind.
         self.cloud = Cloud(EmbeddedAzure(root, clock=clock, machines=self.machines), None, clock)  # type: ignore[arg-type]
         self.cloud.group()
-        body = self.cloud.vm_body(self.cloud.net()) | {"identity": {"type": "SystemAssigned"}}
+        body = self.cloud.vm_body(self.cloud.net(), **properties) | {"identity": {"type": "SystemAssigned"}}
         self.vm = self.cloud.compute.virtual_machines.begin_create_or_update("g", "vm", body).result()
 
     def assign(self, scope: str) -> None:

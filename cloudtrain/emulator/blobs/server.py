@@ -6,28 +6,35 @@ without a signature, a key or a token.
 An emulated VM reaches its blobs so, at `$CLOUDTRAIN_BLOBS/<account>/<container>/<blob>` for what is
 https://<account>.blob.core.windows.net/<container>/<blob> on Azure, and Resource Manager at `$CLOUDTRAIN_ARM/...` for
 https://management.azure.com/... As a program (its arguments: the embedded Azure's directory, the VM's), it serves both
-on the listening socket that is its standard input; there HTTP stands for HTTPS.
+on the listening socket that is its standard input; there HTTP stands for HTTPS. With `--nodes` and the descriptor of a
+lock in place of a VM's directory, it serves all nodes, as long as one of them runs.
 """
 
 import contextlib
 import io
+import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from cloudtrain.emulator.blobs.call import RAW_HEADERS
-from cloudtrain.emulator.machines import MANAGEMENT_PATH
+from cloudtrain.emulator.machines import MANAGEMENT_PATH, MachineError
 from cloudtrain.emulator.store import StoreError
+
+if TYPE_CHECKING:
+    from cloudtrain.emulator.machines.container import ContainerMachines
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 HOST = "127.0.0.1"
 _LARGEST_UNREAD = 1 << 20
+_LOOK_SECONDS = 60.0
 
 
 @contextlib.contextmanager
@@ -47,9 +54,14 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, listener: socket.socket, handler: type[BaseHTTPRequestHandler]) -> None:
-        super().__init__(listener.getsockname(), handler, bind_and_activate=False)
+        super().__init__((HOST, 0), handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
+        self.server_address = listener.getsockname()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        return connection, address or (HOST, 0)  # a UNIX socket's client has none
 
 
 class _Body(io.RawIOBase):
@@ -71,7 +83,10 @@ def _handler(app: WsgiApp, scheme: str) -> type[BaseHTTPRequestHandler]:
         timeout = 60
         # Headers and the beginning of a body go out together: two small packets would wait for each other.
         wbufsize = 64 * 1024
-        disable_nagle_algorithm = True
+
+        def setup(self) -> None:
+            self.disable_nagle_algorithm = self.request.family != socket.AF_UNIX
+            super().setup()
 
         def answer(self) -> None:
             length = self.headers.get("Content-Length", "0")
@@ -152,11 +167,35 @@ def for_a_vm(blobs: WsgiApp, management: WsgiApp) -> WsgiApp:
 def main(arguments: list[str]) -> None:
     from cloudtrain.clock import SystemClock
     from cloudtrain.emulator.embedded import EmbeddedAzure
-    from cloudtrain.emulator.machines.process import machines_of
 
-    clock = SystemClock()
-    azure = EmbeddedAzure(Path(arguments[0]), clock=clock, machines=machines_of(Path(arguments[1]), clock))
-    _Server(socket.socket(fileno=0), _handler(for_a_vm(azure.blobs, azure), "http")).serve_forever()
+    root, clock = Path(arguments[0]), SystemClock()
+    if arguments[1] == "--nodes":
+        from cloudtrain.emulator.machines import container, node_server
+
+        node_server.detach(int(arguments[2]))
+        nodes = container.nodes_from_inside(root, clock=clock, node_base=os.environ.get("CLOUDTRAIN_NODE_BASE", ""))
+        azure = EmbeddedAzure(root, clock=clock, machines=nodes)
+        server = _Server(socket.socket(fileno=0), _handler(for_a_vm(azure.blobs, azure), "http"))
+        threading.Thread(target=_end_with_the_last_node, args=(nodes, server), daemon=True).start()
+    else:
+        from cloudtrain.emulator.machines.process import machines_of
+
+        azure = EmbeddedAzure(root, clock=clock, machines=machines_of(Path(arguments[1]), clock))
+        server = _Server(socket.socket(fileno=0), _handler(for_a_vm(azure.blobs, azure), "http"))
+    server.serve_forever()
+    azure.close()
+
+
+def _end_with_the_last_node(nodes: "ContainerMachines", server: _Server) -> None:
+    """A boot has its server before its node: looked at twice. An engine that is gone has no nodes."""
+    idle = 0
+    while idle < 2:
+        time.sleep(_LOOK_SECONDS)
+        try:
+            idle = 0 if nodes.any_on() else idle + 1
+        except MachineError:
+            idle += 1
+    server.shutdown()
 
 
 if __name__ == "__main__":
