@@ -61,7 +61,10 @@ class _Server(ThreadingHTTPServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
-        return connection, address or (HOST, 0)  # a UNIX socket's client has none
+        if connection.family == socket.AF_UNIX:
+            return connection, (HOST, 0)  # its client has no address
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        return connection, address
 
 
 class _Body(io.RawIOBase):
@@ -83,10 +86,6 @@ def _handler(app: WsgiApp, scheme: str) -> type[BaseHTTPRequestHandler]:
         timeout = 60
         # Headers and the beginning of a body go out together: two small packets would wait for each other.
         wbufsize = 64 * 1024
-
-        def setup(self) -> None:
-            self.disable_nagle_algorithm = self.request.family != socket.AF_UNIX
-            super().setup()
 
         def answer(self) -> None:
             length = self.headers.get("Content-Length", "0")
