@@ -22,6 +22,7 @@ from cloudtrain.emulator.machines.container import ContainerMachines, container_
 from tests.docker_parts import base_image, engine, node_base  # noqa: F401  # fixtures
 
 from .test_process_machine import scenarios
+from .test_resource_manager_from_a_vm import World as ResourceManagerWorld
 
 pytestmark = [pytest.mark.docker, pytest.mark.skipif(os.getuid() != 0, reason="looks at a volume from the host")]
 
@@ -240,6 +241,21 @@ def test_a_node_reaches_blobs_and_resource_manager(world: ContainerWorld) -> Non
     machines.reboot(VM)
     assert scenarios.output(machines, "until [ -e /done ]; do sleep 0.05; done; cat /said") == "404 401 "
     assert scenarios.output(machines, LOG_IN + "/reach") == "404 401 "
+
+
+def test_a_node_with_the_role_deallocates_itself(world: ContainerWorld) -> None:
+    own = ResourceManagerWorld(world.root, world.machines(), "/usr/bin/python3")
+    try:
+        own.assign(own.vm.id)
+        assert own.ask_granted("POST", f"{own.vm.id}/deallocate", STAY="600") == "202 True"
+        deadline = time.monotonic() + 15
+        while own.machines.power(own.vm.vm_id).on:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        own.cloud.await_power("deallocated")
+    finally:
+        own.machines.erase(own.vm.vm_id)
+        own.cloud.azure.close()
 
 
 def test_the_nodes_server_comes_back_with_the_next_command_and_goes_with_the_last_node(world: ContainerWorld) -> None:

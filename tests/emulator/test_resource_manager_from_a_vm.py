@@ -36,7 +36,8 @@ def call(method, url, **headers):
 
 token = os.environ.get("TOKEN")
 if token is None:
-    resource = os.environ["CLOUDTRAIN_IMDS"] + "/metadata/identity/oauth2/token?api-version=2018-02-01&resource="
+    service = os.environ.get("CLOUDTRAIN_IMDS", "http://169.254.169.254")
+    resource = service + "/metadata/identity/oauth2/token?api-version=2018-02-01&resource="
     token = json.loads(call("GET", resource + "https://management.azure.com/", Metadata="true")[2])["access_token"]
 headers = {{"Authorization": "Bearer " + token}} if token else {{}}
 url = os.environ["CLOUDTRAIN_ARM"] + os.environ["WHAT"] + "?api-version=2026-04-01"
@@ -61,8 +62,8 @@ def machines_at(root: Path) -> ProcessMachines:
 
 
 class World:
-    def __init__(self, root: Path, **properties: Any) -> None:
-        self.machines = machines_at(root)
+    def __init__(self, root: Path, machines: Any = None, python: str = sys.executable, **properties: Any) -> None:
+        self.machines, self.python = machines or machines_at(root), python
         clock = SystemClock()
         # The fixture's machines have no processes, which a Cloud does not mind.
         self.cloud = Cloud(EmbeddedAzure(root, clock=clock, machines=self.machines), None, clock)  # type: ignore[arg-type]
@@ -80,7 +81,7 @@ class World:
 
     def ask(self, method: str, what: str, **environment: str) -> str:
         """What the VM's script prints, as soon as it has said it."""
-        text = ASK.format(python=sys.executable)
+        text = ASK.format(python=self.python)
         variables = {"METHOD": method, "WHAT": what, **environment}
         key = self.machines.start_script(self.vm.vm_id, Script("managed", "ask", text, environment=variables))
         deadline = time.monotonic() + 30
