@@ -29,6 +29,11 @@ TAG_SPEC = "cloudtrain-spec-"
 TAG_WANTED = "cloudtrain-wanted-since"
 # The name of the run's storage account, once checkpoints go there: then they outlive the VM and its disk.
 TAG_STORAGE = "cloudtrain-storage"
+# How the VM reaches it ('identity', or the kind of its signature), and until when: ISO 8601, '' for an identity.
+TAG_ACCESS = "cloudtrain-access"
+TAG_ACCESS_UNTIL = "cloudtrain-access-until"
+# "true" where the VM may deallocate or delete itself once training has finished.
+TAG_ENDS = "cloudtrain-ends-itself"
 # "off", set by whoever wants the watchers to leave the run alone.
 TAG_WATCH = "cloudtrain-watch"
 TAG_VALUE_LIMIT = 256
@@ -86,6 +91,10 @@ class Group:
     def storage_account(self) -> str:
         """'' where checkpoints lie on the VM's disk alone."""
         return self.tags.get(TAG_STORAGE, "")
+
+    @property
+    def ends_itself(self) -> bool:
+        return self.tags.get(TAG_ENDS) == "true"
 
     @property
     def watched(self) -> bool:

@@ -45,6 +45,7 @@ class Vm:
     eviction_policy: str
     max_price: float
     failure: str = ""  # why provisioning failed, in Azure's words
+    principal: str = ""  # object id of its managed identity
 
     @property
     def gone_wrong(self) -> bool:
@@ -146,6 +147,8 @@ def _body(group: Group, subnet_id: str, nsg_id: str, plan: dict[str, str] | None
     body: dict[str, Any] = {
         "location": spec.location,
         "tags": {"cloudtrain-run": spec.run, "cloudtrain-generation": str(group.generation)},
+        # Free, and nothing by itself: it can do what roles are assigned to it.
+        "identity": {"type": "SystemAssigned"},
         "properties": {
             "hardwareProfile": {"vmSize": spec.size},
             "priority": "Spot",
@@ -225,4 +228,5 @@ def _read(found: Any) -> Vm:
         eviction_policy=word(found.eviction_policy),
         max_price=billing.max_price if billing and billing.max_price is not None else -1.0,
         failure=(failed.message or failed.code) if failed else "",
+        principal=str(found.identity.principal_id or "") if found.identity else "",
     )

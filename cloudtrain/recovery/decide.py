@@ -68,7 +68,9 @@ def _over(observation: Observation) -> Action | None:
     if observation.want is Want.STOPPED:
         return Action(Do.NOTHING, "stopped by the user")
     if observation.want is Want.FINISHED or (guest and guest.finished):
-        return Action(Do.NOTHING, "finished") if off else Action(Do.RELEASE, "training has finished")
+        return (
+            Action(Do.NOTHING, "finished") if off or observation.kept else Action(Do.RELEASE, "training has finished")
+        )
     limit = _limit_met(observation)
     return Action(Do.SAVE_AND_STOP, limit) if limit else None
 

@@ -82,8 +82,9 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
     places: where it may run, the best first; the place it has been given is `place`. on_demand_after: how long Spot
     has to have been in vain before a place that is not Spot is taken. trained: the VM's disk holds work. durable: that
-    work lies outside the VM, too. saved_step: of the newest checkpoint known. user_stopped: Azure says that somebody
-    deallocated the VM; None where it says nothing. jitter: 0 to 1."""
+    work lies outside the VM, too. kept: the VM is to run on once training has finished. saved_step: of the newest
+    checkpoint known. user_stopped: Azure says that somebody deallocated the VM; None where it says nothing. jitter:
+    0 to 1."""
 
     now: float
     want: Want
@@ -94,6 +95,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     on_demand_after: float = 0.0
     trained: bool = True
     durable: bool = False
+    kept: bool = False
     saved_step: int | None = None
     user_stopped: bool | None = None
     failure: str = ""

@@ -150,7 +150,12 @@ def _besides(spec: RunSpec, found: Findings) -> list[str]:
     image = found.seen.image
     plan = None if isinstance(image, CloudtrainError) else image.plan
     software = [f"the VM image's plan '{plan['name']}', if it has a price"] if plan else []
-    return [f"{spec.disk_gb} GiB of Standard SSD and a public address, until down", "traffic out of Azure", *software]
+    return [
+        f"{spec.disk_gb} GiB of Standard SSD and a public address, until down",
+        "checkpoints in a storage account (Standard LRS), until down",
+        "traffic out of Azure",
+        *software,
+    ]
 
 
 def _terms_to_accept(found: Findings) -> str:
@@ -167,6 +172,7 @@ def _resources(ctx: Context, spec: RunSpec, group: Group | None) -> list[Planned
         ("Microsoft.Resources/resourceGroups", names.group(run)),
         ("Microsoft.Network/networkSecurityGroups", names.nsg(run)),
         ("Microsoft.Network/virtualNetworks", names.vnet(run)),
+        ("Microsoft.Storage/storageAccounts", _account(ctx, run, group)),
         ("Microsoft.Compute/virtualMachines", vm),
         ("Microsoft.Network/networkInterfaces", names.nic(run, generation)),
         ("Microsoft.Network/publicIPAddresses", names.public_ip(run, generation)),
@@ -181,6 +187,15 @@ def _resources(ctx: Context, spec: RunSpec, group: Group | None) -> list[Planned
     watchers = {one.rsplit("/", 1)[-1].lower() for one in leftovers.network_watchers(ctx.session)}
     kind = "Microsoft.Network/networkWatchers"
     return [*planned, command, PlannedResource(kind, watcher, watcher.lower() in watchers, by_azure=True)]
+
+
+def _account(ctx: Context, run: str, group: Group | None) -> str:
+    """The name that comes first: another, should all of Azure have one of that name already."""
+    if group is not None and group.storage_account:
+        return group.storage_account
+    return names.storage_account(
+        run, f"/subscriptions/{ctx.session.subscription_id}/resourceGroups/{names.group(run)}", 0
+    )
 
 
 def _is_there(kind: str, name: str, ids: set[str]) -> bool:

@@ -19,7 +19,7 @@ from cloudtrain.errors import Blocks, CloudtrainError, Exit, NoSuchRun, Refused
 from cloudtrain.guest.observation import Observation as GuestObservation
 from cloudtrain.recovery import Action, Do, Guest, Limits, Memory, Observation, Place, Power, Want
 from cloudtrain.recovery.history import Event, sums
-from cloudtrain.workflow import history, power, training, up
+from cloudtrain.workflow import anew, durable, history, power, release, training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.results import Training, last_known
 from cloudtrain.workflow.state import FAILED, state_of
@@ -112,11 +112,13 @@ class _Watcher:
     failures: int = 0
     # What the guest told at this look.
     told: Training | None = None
+    seen: GuestObservation | None = None
+    warning: str = ""
     news: list[Event] = field(default_factory=list)
 
     def look(self) -> _Look:
         """Once it has begun it never ends because a request was refused or lost: that says nothing of the run."""
-        self.told, self.news = None, []
+        self.told, self.seen, self.news = None, None, []
         try:
             look = self._look()
         except NoSuchRun:
@@ -140,6 +142,7 @@ class _Watcher:
         vm = vms.find(self.ctx.session, group)
         if not lease.take(self.ctx.session, group, self.holder, self._now()):
             return self._say(state_of(group, vm, None), Do.NOTHING, "another watcher, or a command, looks after it")
+        group = release.noticed(self.ctx, group, vm)
         before = self._observe(group, vm)
         observation = msgspec.structs.replace(before, memory=recovery.seen(before))
         action = recovery.decide(observation)
@@ -171,6 +174,8 @@ class _Watcher:
             power=state,
             place=here,
             watched=group.watched,
+            durable=bool(group.storage_account),
+            kept=spec.when_done == "keep",
             places=tuple(Place(size, group.location) for size in (spec.size, *spec.other_sizes)),
             trained=group.trained,
             saved_step=group.progress.saved,
@@ -230,7 +235,8 @@ class _Watcher:
             # It boots, or is busy, or the network is: asked again at the next look. It says nothing of the VM.
             self.looks = 0
             return None
-        self.told = training.of(seen)
+        self.told, self.seen = training.of(seen), seen
+        self.warning = durable.renew(self.ctx, group, vm)
         if group.spec.max_duration:
             power.backstop(self.ctx, group, vm)
         if group.trained:
@@ -249,14 +255,19 @@ class _Watcher:
         if action.do is Do.SAVE_AND_STOP:
             stop(self.ctx, self.run, why=action.why)
         elif action.do is Do.RELEASE:
-            groups.set_intent(self.ctx.session, group, Intent.FINISHED, self.ctx.clock.now())
-            with self.ctx.progress.step("deallocating the VM", usually="10 to 30 s on Azure"):
-                vms.deallocate(self.ctx.session, group, self.ctx.clock)
-            self._record(group, "released", why=action.why)
+            self._release(group, vm)
         elif action.do is Do.HONOUR_STOP:
             groups.set_intent(self.ctx.session, group, Intent.STOPPED, self.ctx.clock.now())
             self._record(group, "stopped", why=action.why)
         return observation.memory
+
+    def _release(self, group: Group, vm: Vm | None) -> None:
+        if self.seen is None and vm is not None and vm.power is PowerState.RUNNING:
+            self._ask_guest(group, vm)
+        if self.seen is not None:
+            release.after_finish(self.ctx, group, vm, self.seen)
+        else:
+            release.deallocate(self.ctx, group)
 
     def _bring_back(
         self, group: Group, vm: Vm | None, observation: Observation, action: Action, place: Place
@@ -291,7 +302,7 @@ class _Watcher:
             with self.ctx.progress.step("removing the VM that could not be made"):
                 vms.delete(self.ctx.session, group, self.ctx.clock)
         moved = replace(group, spec=msgspec.structs.replace(group.spec, size=place.size))
-        up.create_vm(self.ctx, moved)
+        anew.create_vm(self.ctx, moved)
         training.begin(self.ctx, moved)
 
     def _still_wanted(self) -> bool:
@@ -317,9 +328,12 @@ class _Watcher:
             vm = vms.find(self.ctx.session, group)
         state = state_of(group, vm, self.told)
         waits = memory.next_at if memory.next_at > self._now() else None
-        ended = group.intent is not Intent.RUNNING and (vm is None or vm.power is PowerState.DEALLOCATED)
+        kept = group.intent is Intent.FINISHED and group.spec.when_done == "keep"
+        off = vm is None or vm.power is PowerState.DEALLOCATED
+        ended = group.intent is not Intent.RUNNING and (off or kept)
         over = ended or (action.do is Do.REPORT and vm is None)
-        return self._say(state, action.do, self._text(action, memory, waits), over=over, until=waits)
+        text = f"{self.warning} {self._text(action, memory, waits)}".lstrip()
+        return self._say(state, action.do, text, over=over, until=waits)
 
     def _text(self, action: Action, memory: Memory, waits: float | None) -> str:
         resumed = [event for event in self.news if event.what == "resumed"]
