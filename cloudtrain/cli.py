@@ -126,6 +126,20 @@ def up(
         list[str] | None,
         typer.Option(metavar="SIZE", help="Recovery may change to it; may be repeated.", show_default=False),
     ] = None,
+    zone: Annotated[
+        list[str] | None,
+        typer.Option(metavar="1|2|3", help="Availability zone; repeated: others to go to.", show_default=False),
+    ] = None,
+    other_location: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGION", help="Recovery may move to it; may be repeated.", show_default=False),
+    ] = None,
+    fallback: Annotated[
+        str | None,
+        typer.Option(
+            metavar="on-demand[:AFTER]", help="Pay on demand where no Spot VM is to be had.", show_default=False
+        ),
+    ] = None,
     max_duration: Annotated[
         str | None, typer.Option(metavar="TIME", help="Save and stop after it: 36h, 1d12h.", show_default=False)
     ] = None,
@@ -183,6 +197,9 @@ def up(
         "ssh": ssh,
         "machine": machine,
         "other_sizes": other_size or None,
+        "zones": zone or None,
+        "other_locations": other_location or None,
+        "fallback": fallback,
         "max_duration": max_duration,
         "max_cost": None if max_cost is None else number(max_cost),
         "env": env or None,

@@ -121,6 +121,8 @@ def _flag_name(key: str) -> str:
         return "--build-arg"
     if key == "secrets":
         return "--secret"
+    if key in ("zones", "other_sizes", "other_locations"):
+        return "--" + key.replace("_", "-").removesuffix("s")
     return "--" + key.replace("_", "-")
 
 

@@ -22,11 +22,12 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     along, 'own' from the user's Dockerfile, empty where it is a published one. mount: absolute path in the container
     where checkpoints go. vm_image: URN publisher:offer:sku:version. max_price: USD an hour, -1 = up to the on-demand
     price. ssh_public_key: one OpenSSH line. arguments: handed to the trainer as they are. disk_gb: OS disk, GiB.
-    "ssh",
-    other_sizes: what recovery may change an evicted VM to where its size is not to be had. max_duration: seconds since
-    the run was made, max_cost: US dollars for the VM, after which a watcher saves and stops it; 0 = no limit.
     env: variables of the trainer. secrets: names of such whose values are kept nowhere but on the VM. when_done: what
     becomes of the VM once training has finished: deallocate, delete or keep.
+    ssh: the network that may reach port 22, '' for none. zones: of the location, the first one first; none: Azure
+    chooses. other_sizes, other_locations: where recovery may make the VM where it is not to be had. fallback: '', or
+    'on-demand' and after how long. max_duration: seconds since the run was made, max_cost: US dollars, after which a
+    watcher saves and stops it; 0 = no limit.
     """
 
     run: str
@@ -48,6 +49,17 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     env: tuple[tuple[str, str], ...] = ()
     secrets: tuple[str, ...] = ()
     when_done: str = "deallocate"
+    zones: tuple[str, ...] = ()
+    other_locations: tuple[str, ...] = ()
+    fallback: str = ""
+
+    @property
+    def on_demand_after(self) -> float | None:
+        """Seconds for which Spot has to have been in vain before a VM on demand is made; None: it never is."""
+        if not self.fallback:
+            return None
+        after = self.fallback.partition(":")[2]
+        return float(seconds_of(after) or 0) if after else 0.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,9 @@ class Settings:
     env: tuple[tuple[str, str], ...] | None = None
     secrets: tuple[tuple[str, str], ...] | None = None
     when_done: str | None = None
+    zones: tuple[str, ...] | None = None
+    other_locations: tuple[str, ...] | None = None
+    fallback: str | None = None
     trainer_args: tuple[str, ...] | None = None
 
 
@@ -115,6 +130,9 @@ class Unfit(Exception):
 # The spec lives in tags of the resource group, at most 256 characters a value, and in userData.
 MAX_SPEC_BYTES = 8 * 1024
 MAX_OTHER_SIZES = 8
+MAX_OTHER_LOCATIONS = 4
+ZONES = ("1", "2", "3")
+ON_DEMAND = "on-demand"
 MAX_DURATION = 365 * 86400
 # Both come to the container through an environment.
 MAX_VARIABLES = 64
@@ -207,10 +225,37 @@ def _other_sizes(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_size(item) for item in value))
 
 
+def _zones(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or any(zone not in ZONES for zone in value):
+        raise Unfit('a list of availability zones of the location, as in ["1", "2"]')
+    return tuple(dict.fromkeys(value))
+
+
+def _other_locations(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or len(value) > MAX_OTHER_LOCATIONS:
+        raise Unfit(f'a list of at most {MAX_OTHER_LOCATIONS} Azure regions, as in ["westus2"]')
+    return tuple(dict.fromkeys(_location(item) for item in value))
+
+
+def _fallback(value: object) -> str:
+    """'' for none."""
+    if value == "none":
+        return ""
+    kind, colon, after = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if kind != ON_DEMAND or (colon and not 0 < (seconds_of(after) or 0) <= MAX_DURATION):
+        raise Unfit(f'"{ON_DEMAND}", "{ON_DEMAND}:2h" (once Spot has been in vain for that long), or "none"')
+    return str(value)
+
+
+def seconds_of(text: object) -> int | None:
+    """Of a time as in '1d12h'; None for what is none."""
+    match = _DURATION.fullmatch(text) if isinstance(text, str) and text else None
+    return sum(int(match[unit] or 0) * each for unit, each in _UNITS.items()) if match else None
+
+
 def _max_duration(value: object) -> int:
     """Seconds; 0 for none."""
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    seconds = sum(int(match[unit] or 0) * each for unit, each in _UNITS.items()) if match else 0
+    seconds = seconds_of(value) or 0
     if value != "none" and not 0 < seconds <= MAX_DURATION:
         raise Unfit('a time as in "36h", "90m" or "1d12h", at most 365d; or "none"')
     return seconds
@@ -456,6 +501,9 @@ CHECKS: Mapping[str, Callable[[object], Any]] = {
     "env": _env,
     "secrets": _secrets,
     "when_done": _when_done,
+    "zones": _zones,
+    "other_locations": _other_locations,
+    "fallback": _fallback,
     "trainer_args": _trainer_args,
 }
 
@@ -626,6 +674,9 @@ _KEPT = (
     "max_cost",
     "env",
     "when_done",
+    "zones",
+    "other_locations",
+    "fallback",
 )
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from cloudtrain.azure import leftovers, shutdown
+from cloudtrain.azure import leftovers, names, shutdown
 from cloudtrain.azure.errors import code_of, in_conflict, is_missing, translated
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.session import Session
@@ -13,18 +13,44 @@ from cloudtrain.clock import Clock
 # Azure keeps a NIC reserved for 180 s after its VM has gone; a minute or two more for whatever else is under way.
 PATIENCE_SECONDS = 300.0
 # In the order in which they let go of each other.
-KINDS = ("virtualMachines", "networkInterfaces", "publicIPAddresses", "disks", "schedules")
-_HELD = frozenset({"NicReservedForAnotherVm", "NicInUse", "PublicIPAddressCannotBeDeleted"})
+KINDS = (
+    "virtualMachines",
+    "networkInterfaces",
+    "publicIPAddresses",
+    "disks",
+    "schedules",
+    "virtualNetworks",
+    "networkSecurityGroups",
+)
+_HELD = frozenset(
+    {
+        "NicReservedForAnotherVm",
+        "NicInUse",
+        "PublicIPAddressCannotBeDeleted",
+        "InUseSubnetCannotBeDeleted",
+        "InUseNetworkSecurityGroupCannotBeDeleted",
+    }
+)
 
 
 def remove(session: Session, group: Group, clock: Clock) -> list[str]:
     """Delete what there is of the generations before the group's; returns the names. Gone already: nothing happens."""
-    found = [id_ for id_ in leftovers.in_group(session, group.name) if 0 < _generation(group, id_) < group.generation]
-    found = [id_ for id_ in found if _kind(id_) in KINDS]
+    found = find(session, group)
     for id_ in sorted(found, key=lambda id_: KINDS.index(_kind(id_))):
         with translated(f"removing {_name(id_)}, which a former VM left"):
             _until_deleted(lambda id_=id_: _begin_delete(session, group, id_), session, clock)
     return [_name(id_) for id_ in found]
+
+
+def find(session: Session, group: Group) -> list[str]:
+    """Ids of what earlier generations left, and of the networks that they had in other locations."""
+    there = [id_ for id_ in leftovers.in_group(session, group.name) if _kind(id_) in KINDS]
+    return [id_ for id_ in there if 0 < _generation(group, id_) < group.generation or _is_former_network(group, id_)]
+
+
+def _is_former_network(group: Group, id_: str) -> bool:
+    ours = (names.vnet(group.run, group.elsewhere), names.nsg(group.run, group.elsewhere))
+    return names.is_network_elsewhere(_name(id_), group.run) and _name(id_).lower() not in ours
 
 
 def _kind(id_: str) -> str:
@@ -53,6 +79,8 @@ def _begin_delete(session: Session, group: Group, id_: str) -> Any:
         "disks": lambda: session.compute.disks,
         "networkInterfaces": lambda: session.network.network_interfaces,
         "publicIPAddresses": lambda: session.network.public_ip_addresses,
+        "virtualNetworks": lambda: session.network.virtual_networks,
+        "networkSecurityGroups": lambda: session.network.network_security_groups,
     }[kind]()
     return operations.begin_delete(group.name, _name(id_), polling=polling)
 

@@ -51,6 +51,7 @@ def restart(ctx: Context, run: str, secret_files: Mapping[str, str] | None = Non
     else:
         (action, vm), access = together(lambda: _powered(ctx, group, vm), lambda: _access(ctx, group))
         outcome = training.begin(ctx, group, vm, access, secrets.values if secrets.complete else None)
+        anew.remove_former(ctx, group)
     after = groups.get(ctx.session, run)
     return RestartResult(
         run=run,

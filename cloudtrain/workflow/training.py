@@ -253,7 +253,7 @@ def _settings(ctx: Context, group: Group, ends_itself: bool) -> GuestSettings:
         secrets=spec.secrets,
         when_done=spec.when_done,
         vm_id=durable.vm_id(group) if ends_itself else "",
-        gpus=has_gpu(spec.size),
+        gpus=has_gpu(group.place.size),
         # Of our own trainer it is known, so that a slow start is waited for; any other image shows what it does.
         writes_progress=True if ours else None,
     )

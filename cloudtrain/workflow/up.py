@@ -126,7 +126,7 @@ def up(
         _prepare(ctx, spec, group, accept_terms, approve)
         if group is None:
             ctx.session.prepare(ctx.progress)
-        group = _create_group(ctx, spec)
+        group = _go_on(ctx, group, spec) if group and group.storage_account else _create_group(ctx, spec)
     was_off = vm is not None and vm.power is not PowerState.RUNNING
     group, vm, access, done = _run_and_image(ctx, group, build, secrets)
     image = image if build is None else done
@@ -134,7 +134,7 @@ def up(
         # Booting has started the trainer as it was; the changed spec wants a trainer of its own.
         training.save_and_stop(ctx, group)
     outcome = training.begin(ctx, group, vm, access, _to_send(ctx, secrets))
-    anew.remove_former(ctx, group)
+    anew.remove_former(ctx, groups.get(ctx.session, spec.run))
     group = groups.get(ctx.session, spec.run)
     notes += _about_the_end(ctx, group)
     if group.spec.max_duration or any(note.startswith("max_duration") for note in notes):
@@ -256,6 +256,12 @@ def _create_group(ctx: Context, spec: RunSpec) -> Group:
         return cast(Group, together(make_group, lambda: ctx.session.network)[0])
 
 
+def _go_on(ctx: Context, group: Group, spec: RunSpec) -> Group:
+    """Of a run without a VM, whose work lies in storage: its story goes on."""
+    groups.set_spec(ctx.session, group, spec)
+    return groups.get(ctx.session, group.run)
+
+
 def _adopt(ctx: Context, group: Group, vm: Vm, wanted: RunSpec) -> tuple[Group, list[str]]:
     """Take up what changed of an existing run's spec; returns what was taken up, in words. Raises InvalidSpec."""
     if not allowed_changes(group, vm, wanted):
@@ -337,14 +343,11 @@ def _ensure_running(ctx: Context, group: Group, secrets: SecretValues) -> tuple[
 
 
 def _new_vm(ctx: Context, group: Group, failed: Vm | None) -> tuple[Group, Vm]:
-    if failed is not None:
-        with ctx.progress.step("removing the VM that could not be made"):
-            vms.delete(ctx.session, group, ctx.clock)
     if group.intent is Intent.STOPPED:
         groups.set_intent(ctx.session, group, Intent.RUNNING, ctx.clock.now())
-    if group.storage_account:
+    if group.storage_account or failed is not None:
         # What another VM of the run has done goes on, and that one must not come back.
-        group = anew.next_generation(ctx, group)
+        group = anew.claim(ctx, group, group.place)
     vm = anew.create_vm(ctx, group)
     power.note(ctx, group, "recreated" if group.generation > 1 else "made")
     return groups.get(ctx.session, group.run), vm
