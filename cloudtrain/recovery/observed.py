@@ -65,8 +65,9 @@ class Memory(msgspec.Struct, frozen=True, omit_defaults=True):
 
     off_since: when the VM was first seen off, 0 while it is not. refused: how often, since then. rounds: how often
     every place was tried in vain. closed: the places refused in this round, a bit for each position in the list of
-    places, as hexadecimal digits: it has to fit a tag. next_at: not before. code: Azure's last refusal. step: the newest checkpoint at the last eviction, -1 before the
-    first. fruitless: evictions in a row that found no newer checkpoint."""
+    places, as hexadecimal digits: it has to fit a tag. next_at: not before. code: Azure's last refusal. step: the
+    newest checkpoint at the last eviction, -1 before the first. fruitless: evictions in a row that found no newer
+    checkpoint."""
 
     off_since: float = 0.0
     refused: int = 0
@@ -114,10 +115,10 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Do(StrEnum):
-    """BEGIN: tell a VM that was just made to train. START: the VM as it is. RESIZE: change the deallocated VM's size, then start it. RECREATE: make another VM, which
-    goes on from storage, and remove what is left of this one. SAVE_AND_STOP: save, deallocate, and want it stopped. RELEASE: training is over,
-    deallocate. HONOUR_STOP: somebody stopped the run elsewhere, so it is wanted stopped. REPORT: nothing that can be
-    done from here helps; say why."""
+    """BEGIN: tell a VM that was just made to train. START: the VM as it is. RESIZE: change the deallocated VM's size,
+    then start it. RECREATE: make another VM, which goes on from storage, and remove what is left of this one.
+    SAVE_AND_STOP: save, deallocate, and want it stopped. RELEASE: training is over, deallocate. HONOUR_STOP: somebody
+    stopped the run elsewhere, so it is wanted stopped. REPORT: nothing that can be done from here helps; say why."""
 
     NOTHING = "nothing"
     WAIT = "wait"

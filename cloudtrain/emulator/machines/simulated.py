@@ -3,8 +3,8 @@
 A disk holds what a real one would: the newest checkpoint, and what was last seen of training. Between two looks time
 passes in the model, not in threads: `_Disk.advance` brings it to now. Everything lives in the memory of one process.
 
-Where a job uploads, each resource group has a storage that outlives its VMs: a checkpoint is there some seconds after it
-was saved, if the VM was on for so long, and a VM of a higher generation fences those before it.
+Where a job uploads, each resource group has a storage that outlives its VMs: a checkpoint is there some seconds after
+it was saved, if the VM was on for so long, and a VM of a higher generation fences those before it.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ class Loss:
 @dataclass
 class Storage:
     """What outlives the VMs of one resource group, and what really happened to them. step: the last one that was done.
-    doubles: how often a VM began to train while another of the group did."""
+    doubles: how often a VM began to train while another of the group did. false_boots: of VMs that were training."""
 
     generation: int = 0
     newest: Checkpoint = Checkpoint()
@@ -93,6 +93,7 @@ class Storage:
     resumes: int = 0
     losses: list[Loss] = field(default_factory=list)
     doubles: int = 0
+    false_boots: int = 0
 
 
 class Guest(Protocol):
@@ -127,6 +128,7 @@ class _Disk:
     told: Training
     storage: Storage = field(default_factory=Storage)
     generation: int = 1
+    spot: bool = True
     unsent: list[Checkpoint] = field(default_factory=list)
     boot: int = 0
     cause: OffCause = OffCause.NEVER_STARTED
@@ -297,6 +299,17 @@ class SimulatedMachines:
         with self._mutex:
             return self._now(vm_id).told
 
+    def on_in(self, resource_group: str) -> list[str]:
+        """The VMs of a group that are on, the newest last."""
+        storage = self.storages.get(resource_group)
+        with self._mutex:
+            mine = [vm_id for vm_id, disk in self._disks.items() if disk.storage is storage]
+            return [vm_id for vm_id in mine if self._now(vm_id).told.on]
+
+    def may_be_evicted(self, vm_id: str) -> bool:
+        """Azure evicts Spot VMs only."""
+        return self._disks[vm_id].spot
+
     def _now(self, vm_id: str) -> _Disk:
         disk = self._disks.get(vm_id)
         if disk is None:
@@ -316,7 +329,7 @@ class SimulatedMachines:
         if storage is None or generation == 1:
             # A first generation is a new run, whatever an earlier one of that name left.
             storage = self.storages[spec.resource_group] = Storage()
-        return _Disk(Training(self._job), storage, generation)
+        return _Disk(Training(self._job), storage, generation, spec.priority != "Regular")
 
     def boot(self, spec: MachineSpec, *, same_host: bool = False) -> None:
         with self._mutex:
@@ -327,6 +340,7 @@ class SimulatedMachines:
             disk.advance(now)
             if not disk.told.on:
                 self.boots.append((now, spec.vm_id, disk.told.under_way))
+                disk.storage.false_boots += disk.told.under_way
                 disk.power_on(now)
 
     def power(self, vm_id: str) -> Power:
@@ -361,6 +375,7 @@ class SimulatedMachines:
         with self._mutex:
             disk, now = self._on(vm_id), self._clock.now().timestamp()
             self.boots.append((now, vm_id, disk.told.under_way))
+            disk.storage.false_boots += disk.told.under_way
             disk.stop(now)
             disk.power_on(now)
 
