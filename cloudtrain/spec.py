@@ -128,7 +128,7 @@ class Unfit(Exception):
 
 
 # The spec lives in tags of the resource group, at most 256 characters a value, and in userData.
-MAX_SPEC_BYTES = 8 * 1024
+MAX_SPEC_BYTES = 7 * 1024
 MAX_OTHER_SIZES = 8
 MAX_OTHER_LOCATIONS = 4
 ZONES = ("1", "2", "3")

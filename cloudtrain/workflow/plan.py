@@ -111,7 +111,7 @@ def make(
         besides=_besides(spec, found) if ctx.session.capabilities.bills else [],
         terms=_terms_to_accept(found),
         registers=preflight.missing_registrations(found.seen, spec),
-        resources=_resources(ctx, spec, group),
+        resources=_resources(ctx, spec, group, vm),
         changes=changes or [],
         checks=check_infos(found.checks),
     )
@@ -163,9 +163,12 @@ def _terms_to_accept(found: Findings) -> str:
     return "" if terms is None or isinstance(terms, CloudtrainError) or terms.accepted else terms.license
 
 
-def _resources(ctx: Context, spec: RunSpec, group: Group | None) -> list[PlannedResource]:
-    """Everything that `up` makes, in its order. The generation of the VM is the group's."""
+def _resources(ctx: Context, spec: RunSpec, group: Group | None, found: Vm | None) -> list[PlannedResource]:
+    """Everything that `up` makes, in its order. The generation of the VM is the group's, and the next one's where it
+    goes on from storage."""
     run, generation = spec.run, group.generation if group else 1
+    if group and found is None and group.trained and group.storage_account:
+        generation += 1
     there = {resource.lower() for resource in leftovers.of_run(ctx.session, run)} if group else set()
     vm = names.vm(run, generation)
     made = [

@@ -49,7 +49,8 @@ def restart(ctx: Context, run: str, secret_files: Mapping[str, str] | None = Non
         power.note(ctx, made.group, "recreated")
         action, vm, outcome = "recreated", made.vm, made.outcome
     else:
-        (action, vm), access = together(lambda: _powered(ctx, group, vm), lambda: _access(ctx, group))
+        known = vm
+        (action, vm), access = together(lambda: _powered(ctx, group, known), lambda: _access(ctx, group))
         outcome = training.begin(ctx, group, vm, access, secrets.values if secrets.complete else None)
         anew.remove_former(ctx, group)
     after = groups.get(ctx.session, run)

@@ -81,6 +81,7 @@ def _made_anew(ctx: Context, group: Group, timeline: "_Timeline") -> EvictionRes
     former = durable.told(ctx, group)
     made = anew.make_anew(ctx, group)
     power.note(ctx, made.group, "recreated")
+    timeline.add("new VM trains", ctx.clock.now())
     after = training.observe(ctx, made.group, events=-4096)
     if former is not None:
         after = msgspec.structs.replace(after, events=(*former.events, *after.events))

@@ -83,18 +83,18 @@ def _start_and_let_in(
     protected = {**_pull_login(ctx, group.spec.image), **_secrets(secrets)}
     if vm is None or access is None:
         return _start(ctx, group, protected, ends_itself=group.ends_itself), {}
-    access = durable.for_vm(ctx, group, vm, access)
-    protected |= access.protected
-    ends = access.by_identity and group.spec.when_done != "keep"
+    way = durable.for_vm(ctx, group, vm, access)
+    protected |= way.protected
+    ends = way.by_identity and group.spec.when_done != "keep"
     outcome, is_in, may_end = together(
         lambda: _start(ctx, group, protected, ends_itself=ends),
-        lambda: durable.let_in(ctx, vm, access),
+        lambda: durable.let_in(ctx, vm, way),
         lambda: ends and durable.let_end(ctx, group, vm),
     )
     if not is_in:
-        access = durable.by_signature(ctx, group, access.storage)
-        durable.deliver(ctx, group, access.protected)
-    return outcome, {**access.tags, groups.TAG_ENDS: "true" if may_end else "false"}
+        way = durable.by_signature(ctx, group, way.storage)
+        durable.deliver(ctx, group, way.protected)
+    return outcome, {**way.tags, groups.TAG_ENDS: "true" if may_end else "false"}
 
 
 def _secrets(values: Mapping[str, str] | None) -> dict[str, str]:
