@@ -7,15 +7,18 @@ as often as it does on Azure, whatever the factor. From the moment at which the 
 start, less Azure's own start of the VM: what is left is ours (looking, deciding, noting, the guest's scripts). The
 trainer's own start is not counted.
 
-Weeks: for each of Azure's eviction bands, runs on `simulated` machines under a simulated clock. Evictions at random at
-the band's middle rate, seven in ten with notice; capacity gone for hours after some of them; an outage of Azure's API
-each day; and the watcher killed at every tenth look, in the middle of a step where there is one. Each run has to end
-with the hash chain of a run that was left alone. The limit of goodput is M / (M + R): mean time between evictions, and
+Weeks: for each of Azure's eviction bands, runs on `simulated` machines beside each other in one embedded Azure, under a
+simulated clock. Evictions at random at the band's middle rate, seven in ten with notice, every second run with the
+policy Delete; capacity gone for hours after some of them, in a zone, a region or everywhere; an outage of Azure's API
+each day; and the watcher killed at a tenth of its looks, at one of its requests. Each run has to end with the hash
+chain of a run that was left alone. The limit of goodput is M / (M + R): mean time between evictions, and
 from an eviction to the first new step, as it was in the run, waiting for capacity included.
 """
 
 import argparse
+import functools
 import hashlib
+import heapq
 import json
 import random
 import statistics
@@ -23,11 +26,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -39,7 +43,8 @@ KILLED_LOOKS = 0.1
 NOTICED = 0.7
 WITHOUT_CAPACITY = 0.3
 SHORTAGE_HOURS = 2.0
-HOURLY_LOOKS = 2
+# Between two looks at a run that trains.
+HEALTHY_HOURS = 6.0
 
 
 def main() -> None:
@@ -162,183 +167,272 @@ class SimulatedClock:
     def sleep(self, seconds: float) -> None:
         self._now += timedelta(seconds=max(0.0, seconds))
 
+    def until(self, moment: float) -> None:
+        # A datetime is whole microseconds: what is less than one away would never come.
+        self.sleep(max(1e-5, moment - self._now.timestamp()) if moment > self._now.timestamp() else 0.0)
+
 
 class Killed(BaseException):
     """kill -9 of the watcher."""
 
 
-class Fragile(Steps):
-    """A watcher's progress, at whose steps it is killed: before the work, or right after it."""
+class FragileCloud:
+    """The embedded Azure, asked by a watcher that is killed at one of its requests: before it is sent, or before its
+    answer is heard."""
 
-    def __init__(self, chance: random.Random) -> None:
-        super().__init__()
-        self.chance, self.doomed = chance, False
+    def __init__(self, azure: Any, chance: random.Random) -> None:
+        self._azure, self._chance = azure, chance
+        self._left: int | None = None
 
-    @contextmanager
-    def step(self, title: str, usually: str = "") -> Iterator[Any]:
-        if self.doomed and self.chance.random() < 0.5:
+    def doom(self, requests: int | None) -> None:
+        self._left = requests
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        if self._left is None:
+            return self._azure(environ, start_response)
+        self._left -= 1
+        if self._left < 0 or (self._left == 0 and self._chance.random() < 0.5):
+            # The SDK asks after operations in threads of its own: they are dead, too.
             raise Killed
-        yield self
-        if self.doomed:
+        answer = self._azure(environ, start_response)
+        if self._left == 0:
             raise Killed
+        return answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._azure, name)
 
 
 def weeks(runs: int, hours: int, seed: int) -> dict[str, Any]:
-    bands = {band: [simulate(rate, hours, f"{seed} {band} {n}") for n in range(runs)] for band, rate in BANDS.items()}
-    every = [run for found in bands.values() for run in found]
+    """runs: in each band."""
+    rates = {f"{name}-{n}": (band, rate) for name, (band, rate) in _NAMES.items() for n in range(runs)}
+    with tempfile.TemporaryDirectory() as home:
+        every = World(Path(home), {run: rate for run, (_, rate) in rates.items()}, hours, str(seed)).told()
     return {
         "runs": len(every),
-        "finished_with_the_undisturbed_digest": sum(run["exact"] for run in every),
-        "evictions": sum(run["evictions"] for run in every),
-        "refused_starts": sum(run["refusals"] for run in every),
-        "watchers_killed": sum(run["killed"] for run in every),
-        "steps_lost_with_notice": sum(run["lost_with_notice"] for run in every),
-        "intervals_lost_without_notice_max": max(run["intervals_lost"] for run in every),
-        "false_restarts": sum(run["false_restarts"] for run in every),
-        "orphans": sum(run["orphans"] for run in every),
+        "finished_with_the_undisturbed_digest": sum(run["exact"] for run in every.values()),
+        "evictions": sum(run["evictions"] for run in every.values()),
+        "moves": sum(run["moves"] for run in every.values()),
+        "refused_starts": sum(run["refusals"] for run in every.values()),
+        "watchers_killed": sum(run["killed"] for run in every.values()),
+        "steps_lost_with_notice": sum(run["lost_with_notice"] for run in every.values()),
+        "intervals_lost_without_notice_max": round(max(run["intervals_lost"] for run in every.values()), 3),
+        "false_restarts": sum(run["false_restarts"] for run in every.values()),
+        "two_at_once": sum(run["two_at_once"] for run in every.values()),
+        "orphans": sum(run["orphans"] for run in every.values()),
         "goodput": {
             band: {
-                "goodput": round(statistics.mean(run["goodput"] for run in found), 4),
-                "limit": round(statistics.mean(run["limit"] for run in found), 4),
+                key: round(statistics.mean(every[run][key] for run in every if rates[run][0] == band), 4)
+                for key in ("goodput", "limit")
             }
-            for band, found in bands.items()
+            for band in BANDS
         },
     }
 
 
-def simulate(rate: float, hours: int, seed: str) -> dict[str, Any]:
-    """One run from `up` to `down`. rate: evictions an hour."""
-    with tempfile.TemporaryDirectory() as home:
-        return Story(Path(home), rate, hours, seed).told()
+_NAMES = {f"band{n}": (band, rate) for n, (band, rate) in enumerate(BANDS.items())}
 
 
-class Story:
+@dataclass
+class Life:
+    """One run of the world. look, evict: when the next of each is due. unseen: evictions that nobody has looked at."""
+
+    run: str
+    rate: float
+    delete: bool
+    chance: random.Random
+    look: float = 0.0
+    evict: float = 0.0
+    killed: int = 0
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+class World:
+    """Runs beside each other in one embedded Azure, from `up` to `down`. rates: run -> evictions an hour.
+
+    Every second run has the eviction policy Delete; all have checkpoints in storage, two zones, another size, another
+    location, and on demand after an hour."""
+
     def __init__(
         self,
         home: Path,
-        rate: float,
-        hours: int,
+        rates: dict[str, float],
+        hours: float,
         seed: str,
         *,
         killed_looks: float = KILLED_LOOKS,
         shortage_hours: float = SHORTAGE_HOURS,
     ) -> None:
         from cloudtrain.azure.session import on_emulator
+        from cloudtrain.emulator import settings
         from cloudtrain.emulator.embedded import EmbeddedAzure
         from cloudtrain.emulator.machines.simulated import Job, SimulatedMachines
         from cloudtrain.guest.simulated import SimulatedGuest
         from cloudtrain.workflow.context import Context
 
-        self.home, self.rate, self.chance = home, rate, random.Random(seed)
+        self.home, self.chance = home, random.Random(seed)
         self.killed_looks, self.shortage_hours = killed_looks, shortage_hours
         self.clock = SimulatedClock()
-        self.job = Job(steps=hours * 60, step_seconds=60.0, checkpoint_seconds=600.0)
+        self.job = Job(steps=int(hours * 60), step_seconds=60.0, checkpoint_seconds=600.0, upload_seconds=5.0)
         self.machines = SimulatedMachines(self.clock, SimulatedGuest(), self.job)
-        self.azure = EmbeddedAzure(home / "azure", clock=self.clock, machines=self.machines)
+        self.azure = FragileCloud(
+            EmbeddedAzure(home / "azure", clock=self.clock, machines=self.machines), random.Random(f"{seed} kills")
+        )
         self.session = on_emulator(self.azure, self.clock)
         self.context = Context(self.session, self.clock, Steps())
-        self.killed = 0
-        self.evicted_at = 0.0
+        cores = 100 * len(rates)
+        self.azure.set(lambda records, _: settings.set_quota(records, "spot_cores", cores, None))
+        self.azure.set(lambda records, _: settings.set_quota(records, "cores", cores, None))
+        self.lives = [
+            Life(run, rate, bool(n % 2), random.Random(f"{seed} {run}")) for n, (run, rate) in enumerate(rates.items())
+        ]
 
-    def told(self) -> dict[str, Any]:
-        from cloudtrain.runs import key_pair
-        from cloudtrain.spec import Settings, resolve
-        from cloudtrain.workflow.down import down
-        from cloudtrain.workflow.history import history
-        from cloudtrain.workflow.up import up
-
-        spec = resolve(Settings(run="story"), self.session.defaults, key_pair(self.home, "embedded", "story")[1])
-        up(self.context, spec)
-        self._live()
-        training = self.machines.training(self._vm())
-        data = history(self.context, "story")
-        lost, per_interval = losses(training.events), self.job.steps_per_checkpoint
-        result = {
-            "exact": training.digest == undisturbed(self.job.steps),
-            "evictions": data.evictions,
-            "refusals": data.refusals,
-            "killed": self.killed,
-            "lost_with_notice": sum(steps for steps, noticed in lost if noticed),
-            "intervals_lost": max((steps / per_interval for steps, noticed in lost if not noticed), default=0.0),
-            "false_restarts": sum(trained for _, _, trained in self.machines.boots),
-            "goodput": data.goodput,
-            "limit": limit(self.rate, data),
-        }
-        down(self.context, "story")
-        result["orphans"] = len(self.azure.status()["resource_groups"]) - 1 + len(self.machines.strays())
+    def told(self) -> dict[str, dict[str, Any]]:
+        for life in self.lives:
+            self._begin(life)
+        waiting = [(min(life.look, life.evict), n) for n, life in enumerate(self.lives)]
+        heapq.heapify(waiting)
+        while waiting:
+            moment, n = heapq.heappop(waiting)
+            life = self.lives[n]
+            self.clock.until(moment)
+            self._live(life)
+            if not life.result:
+                heapq.heappush(waiting, (min(life.look, life.evict), n))
+        left = len(self.azure.status()["resource_groups"]) - len(self._of_azure())
+        orphans = left + len(self.machines.strays()) + len(self.azure.status()["storage_accounts"])
+        self.lives[0].result["orphans"] += orphans
         self.session.__exit__(None, None, None)
-        return result
+        return {life.run: life.result for life in self.lives}
 
-    def _vm(self) -> str:
-        (found,) = self.machines.strays()
-        return found
+    def _of_azure(self) -> list[str]:
+        return [name for name in self.azure.status()["resource_groups"] if name == "NetworkWatcherRG"]
 
     def _now(self) -> float:
         return self.clock.now().timestamp()
 
-    def _live(self) -> None:
-        """Until the run has finished and its VM is off."""
-        due = self._next_eviction()
-        while True:
-            on = self.machines.power(self._vm()).on
-            if not on and self.machines.training(self._vm()).finished:
-                return
-            look = self._now() + (3600 / HOURLY_LOOKS if on else 30.0)
-            # A clock counts microseconds: less than one would leave it standing, for ever.
-            self.clock.sleep(max(0.001, min(look, due if on else look) - self._now()))
-            if on and self._now() >= due:
-                self._evict()
-                due = self._next_eviction()
-            self._look()
+    def _begin(self, life: Life) -> None:
+        from cloudtrain.runs import key_pair
+        from cloudtrain.spec import Settings, resolve
+        from cloudtrain.workflow.up import up
 
-    def _next_eviction(self) -> float:
-        return self._now() + self.chance.expovariate(self.rate) * 3600
+        wanted = Settings(
+            run=life.run,
+            zones=("1", "2"),
+            other_sizes=("Standard_D2s_v5",),
+            other_locations=("westus2",),
+            fallback="on-demand:1h",
+        )
+        spec = resolve(wanted, self.session.defaults, key_pair(self.home, "embedded", "all")[1])
+        spec = msgspec.structs.replace(spec, eviction_policy="Delete" if life.delete else "Deallocate")
+        up(self.context, spec)
+        self._give_storage(life)
+        life.look, life.evict = self._now() + 60, self._next_eviction(life)
 
-    def _evict(self) -> None:
+    def _give_storage(self, life: Life) -> None:
+        """As `up` does."""
+        from cloudtrain.azure import group as groups
+        from cloudtrain.azure import storage
+
+        group = groups.get(self.session, life.run)
+        if not group.storage_account:
+            made = storage.create(self.session, group, self.clock)
+            storage.assign_data_role(self.session, made, self.session.principal_id, "User")
+            groups.set_tags(self.session, group, {groups.TAG_STORAGE: made.account})
+
+    def _vm(self, life: Life) -> str:
+        """Of the VM that is on; "" where none is."""
+        on = self.machines.on_in(f"cloudtrain-{life.run}")
+        assert len(on) <= 2, on
+        return on[-1] if on else ""
+
+    def _next_eviction(self, life: Life) -> float:
+        return self._now() + life.chance.expovariate(life.rate) * 3600
+
+    def _live(self, life: Life) -> None:
+        if self._now() >= life.evict:
+            self._evict(life)
+            life.evict = self._next_eviction(life)
+        if self._now() >= life.look:
+            self._look(life)
+
+    def _evict(self, life: Life) -> None:
         from cloudtrain.emulator import settings
 
-        if not self.machines.power(self._vm()).on:
+        vm = self._vm(life)
+        if not vm or not self.machines.may_be_evicted(vm):
             return
-        self.machines.evict(self._vm(), 30.0 if self.chance.random() < NOTICED else 0.0)
-        if self.chance.random() < WITHOUT_CAPACITY:
-            until = self._now() + self.chance.expovariate(1 / self.shortage_hours) * 3600
-            self.azure.set(lambda records, _: settings.set_shortage(records, None, None, None, until))
+        self.machines.evict(vm, 30.0 if life.chance.random() < NOTICED else 0.0)
+        life.look = self._now() + 30.0
+        if life.chance.random() < WITHOUT_CAPACITY:
+            until = self._now() + life.chance.expovariate(1 / self.shortage_hours) * 3600
+            where = life.chance.choice([("eastus", "1"), ("eastus", None), (None, None)])
+            self.azure.set(lambda records, _: settings.set_shortage(records, None, where[1], where[0], until))
 
-    def _look(self) -> None:
-        """A watcher that looks once; another one each time, and a tenth of them do not survive it."""
+    def _look(self, life: Life) -> None:
+        """A watcher that looks once; another one each time, and some of them do not survive it."""
         from cloudtrain.azure import lease
         from cloudtrain.errors import CloudtrainError
-        from cloudtrain.workflow.context import Context
         from cloudtrain.workflow.watch import watch
 
-        progress = Fragile(self.chance)
-        progress.doomed = self.chance.random() < self.killed_looks
+        life.look = self._now() + 30.0
         if self._now() % 86400 < 1200:
             return  # Azure's API is out of reach for twenty minutes a day
-        release = lease.release
-        if progress.doomed:
-            lease.release = lambda *_: None
+        doomed = life.chance.random() < self.killed_looks
+        self.azure.doom(life.chance.randrange(40) if doomed else None)
+        release, lease.release = lease.release, (lambda *_: None) if doomed else lease.release
         try:
-            watch(Context(self.session, self.clock, progress), "story", once=True, emit=print_not)
+            found = watch(self.context, life.run, once=True, emit=print_not)
         except Killed:
-            self.killed += 1
+            life.killed += 1
+            return
         except CloudtrainError:
             return
         finally:
+            self.azure.doom(None)
             lease.release = release
+        if found.action == "nothing" and found.state == "running" and "another watcher" not in found.text:
+            life.look = min(self._now() + 3600 * HEALTHY_HOURS, self._ends(life))
+        elif found.next_look:
+            life.look = max(life.look, datetime.fromisoformat(found.next_look).timestamp() + 1)
+        if found.state == "finished" and not self._vm(life):
+            self._end(life)
+
+    def _ends(self, life: Life) -> float:
+        """When training will have finished, if nothing happens."""
+        vm = self._vm(life)
+        told = self.machines.training(vm)
+        return self._now() + max(60.0, (told.total - told.step + 2) * self.job.step_seconds)
+
+    def _end(self, life: Life) -> None:
+        from cloudtrain.workflow.down import down
+        from cloudtrain.workflow.history import history
+
+        stored, data = self.machines.storages[f"cloudtrain-{life.run}"], history(self.context, life.run)
+        per_interval = self.job.steps_per_checkpoint
+        life.result = {
+            "exact": stored.finished and stored.newest.digest == undisturbed(self.job.steps),
+            "evictions": data.evictions,
+            "moves": stored.generation - 1,
+            "refusals": data.refusals,
+            "killed": life.killed,
+            "lost_with_notice": sum(loss.steps for loss in stored.losses if loss.noticed),
+            "intervals_lost": max((loss.steps / per_interval for loss in stored.losses if not loss.noticed), default=0),
+            "false_restarts": stored.false_boots,
+            "two_at_once": stored.doubles,
+            "goodput": data.goodput,
+            "limit": limit(life.rate, data),
+        }
+        result = down(self.context, life.run)
+        life.result["orphans"] = len(result.left)
 
 
-def losses(events: list[dict[str, Any]]) -> list[tuple[int, bool]]:
-    """Of each resume: the steps done again, and whether a notice came before it."""
-    found, noticed = [], False
-    for event in events:
-        if event["event"] == "notice":
-            noticed = True
-        elif event["event"] == "first_step":
-            if event["resumed_from_step"] is not None:
-                found.append((event["steps_lost"] or 0, noticed))
-            noticed = False
-    return found
+@functools.cache
+def undisturbed(steps: int) -> str:
+    digest = ""
+    for step in range(1, steps + 1):
+        digest = hashlib.sha256(f"{digest}{step}".encode()).hexdigest()
+    return digest
 
 
 def limit(rate: float, data: Any) -> float:
@@ -347,13 +441,6 @@ def limit(rate: float, data: Any) -> float:
     mean = 3600 / rate
     restart = (seconds.waiting + seconds.restarting + seconds.saving) / max(1, data.evictions)
     return mean / (mean + restart)
-
-
-def undisturbed(steps: int) -> str:
-    digest = ""
-    for step in range(1, steps + 1):
-        digest = hashlib.sha256(f"{digest}{step}".encode()).hexdigest()
-    return digest
 
 
 def table(found: dict[str, Any]) -> str:

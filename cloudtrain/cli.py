@@ -15,6 +15,7 @@ from cloudtrain.errors import CloudtrainError, Exit
 
 if TYPE_CHECKING:
     from cloudtrain.image import Build
+    from cloudtrain.secret_values import SecretValues
     from cloudtrain.spec import RunSpec, Settings
     from cloudtrain.workflow.context import Context
     from cloudtrain.workflow.plan import Plan
@@ -72,7 +73,8 @@ def up(
     vm_image: VmImage = None,
     max_price: MaxPrice = None,
     eviction_policy: Annotated[
-        str | None, typer.Option(help="Deallocate; Delete would take the checkpoints.", show_default=False)
+        str | None,
+        typer.Option(metavar="Deallocate|Delete", help="What Azure does to the VM.  [Deallocate]", show_default=False),
     ] = None,
     image: Image = None,
     repository: Annotated[
@@ -124,11 +126,37 @@ def up(
         list[str] | None,
         typer.Option(metavar="SIZE", help="Recovery may change to it; may be repeated.", show_default=False),
     ] = None,
+    zone: Annotated[
+        list[str] | None,
+        typer.Option(metavar="1|2|3", help="Availability zone; repeated: others to go to.", show_default=False),
+    ] = None,
+    other_location: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGION", help="Recovery may move to it; may be repeated.", show_default=False),
+    ] = None,
+    fallback: Annotated[
+        str | None,
+        typer.Option(
+            metavar="on-demand[:AFTER]", help="Pay on demand where no Spot VM is to be had.", show_default=False
+        ),
+    ] = None,
     max_duration: Annotated[
         str | None, typer.Option(metavar="TIME", help="Save and stop after it: 36h, 1d12h.", show_default=False)
     ] = None,
     max_cost: Annotated[
         str | None, typer.Option(metavar="USD", help="Save and stop before it is spent.", show_default=False)
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A variable of the trainer; may be repeated.", show_default=False),
+    ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=@FILE]", help="One with a value kept secret.  [your $NAME]", show_default=False),
+    ] = None,
+    when_done: Annotated[
+        str | None,
+        typer.Option(metavar="deallocate|delete|keep", help="The VM, once finished.  [deallocate]", show_default=False),
     ] = None,
     accept_terms: AcceptTerms = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made and its price; stop.")] = False,
@@ -169,8 +197,14 @@ def up(
         "ssh": ssh,
         "machine": machine,
         "other_sizes": other_size or None,
+        "zones": zone or None,
+        "other_locations": other_location or None,
+        "fallback": fallback,
         "max_duration": max_duration,
         "max_cost": None if max_cost is None else number(max_cost),
+        "env": env or None,
+        "secrets": secret or None,
+        "when_done": when_done,
         "trainer_args": call.arguments,
     }
     directory = Path.cwd()
@@ -188,10 +222,11 @@ def up(
             plan, checks = workflow.dry_run(ctx, spec, accept_terms=accept_terms)
             return call.done(plan, render.plan, all_of(errors_of(checks)))
         spec, build = _spec(call, ctx, settings)
+        secrets = _secrets(settings, spec)
         ctx.progress.note(_where(spec, ctx.session.capabilities.bills))
         with _remembered(call, ctx, spec):
             approve = None if yes or not _somebody_is_here() else _ask_for(ctx.progress)
-            result = workflow.up(ctx, spec, build, accept_terms=accept_terms, approve=approve)
+            result = workflow.up(ctx, spec, build, accept_terms=accept_terms, approve=approve, secrets=secrets)
         if watch:
             return _watch_on(call, ctx, result)
         if follow:
@@ -210,6 +245,16 @@ def _spec(call: Call, ctx: "Context", settings: "Settings") -> "tuple[RunSpec, B
         _, public_key = runs.key_pair(call.home, ctx.session.cloud, settings.run)
     build = trainer_image.planned(ctx.session, ctx.progress, settings, existing)
     return spec.resolve(settings, ctx.session.defaults, public_key, existing, trainer_image.built(build)), build
+
+
+def _secrets(settings: "Settings", spec: "RunSpec") -> "SecretValues":
+    """Those that were asked for now have to be at hand."""
+    from cloudtrain import secret_values
+
+    found = secret_values.read(spec.secrets, dict(settings.secrets or ()))
+    if settings.secrets is not None:
+        secret_values.refuse_missing(found, spec.run)
+    return found
 
 
 def _spec_without_key(ctx: "Context", settings: "Settings", existing: "RunSpec | None") -> "RunSpec":
@@ -475,11 +520,12 @@ def restart(call: Call) -> Outcome:
 
     Ends when training is under way again.
     """
-    from cloudtrain import render
+    from cloudtrain import config, render
     from cloudtrain.workflow import restart as workflow
 
+    files = config.secret_files(Path.cwd())
     with call.opened(call.find_target()) as ctx:
-        result = workflow.restart(ctx, call.run or "")
+        result = workflow.restart(ctx, call.run or "", files)
     return call.done(result, render.restart)
 
 

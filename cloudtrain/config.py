@@ -88,9 +88,28 @@ def _from_file(table: Mapping[str, object], key: str, directory: Path) -> Any:
         return None
     if key == "ssh_key" and isinstance(value, str) and value and not value.startswith(("ssh-", "~", "ecdsa-")):
         value = str(directory / value)
+    if key == "secrets" and isinstance(value, list):
+        value = [_beside(each, directory) for each in value]
     if key in ("dockerfile", "context") and isinstance(value, str) and value and not value.startswith("~"):
         value = str(directory / value)
     return check(key, value, f"{FILE}: {key}")
+
+
+def _beside(secret: object, directory: Path) -> object:
+    """NAME=@FILE, where FILE lies beside the file that names it."""
+    if not isinstance(secret, str) or "=@" not in secret:
+        return secret
+    name, _, file = secret.partition("=@")
+    return secret if not file or file.startswith("~") else f"{name}=@{directory / file}"
+
+
+def secret_files(directory: Path) -> dict[str, str]:
+    """Which files have the values of secrets, by `cloudtrain.toml` in `directory`; for verbs but `up`, which a slip in
+    the file does not stop."""
+    try:
+        return dict(_from_file(read(directory), "secrets", directory) or ())
+    except InvalidSpec:
+        return {}
 
 
 def _flag_name(key: str) -> str:
@@ -100,6 +119,10 @@ def _flag_name(key: str) -> str:
         return "The trainer's argument list"
     if key == "build_args":
         return "--build-arg"
+    if key == "secrets":
+        return "--secret"
+    if key in ("zones", "other_sizes", "other_locations"):
+        return "--" + key.replace("_", "-").removesuffix("s")
     return "--" + key.replace("_", "-")
 
 

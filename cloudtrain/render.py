@@ -122,6 +122,7 @@ _KINDS = {
     "Microsoft.Resources/resourceGroups": "resource group",
     "Microsoft.Network/networkSecurityGroups": "network security group",
     "Microsoft.Network/virtualNetworks": "virtual network",
+    "Microsoft.Storage/storageAccounts": "storage account",
     "Microsoft.Compute/virtualMachines": "Spot VM",
     "Microsoft.Network/networkInterfaces": "network interface",
     "Microsoft.Network/publicIPAddresses": "public address",

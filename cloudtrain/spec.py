@@ -22,9 +22,12 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     along, 'own' from the user's Dockerfile, empty where it is a published one. mount: absolute path in the container
     where checkpoints go. vm_image: URN publisher:offer:sku:version. max_price: USD an hour, -1 = up to the on-demand
     price. ssh_public_key: one OpenSSH line. arguments: handed to the trainer as they are. disk_gb: OS disk, GiB.
-    "ssh",
-    other_sizes: what recovery may change an evicted VM to where its size is not to be had. max_duration: seconds since
-    the run was made, max_cost: US dollars for the VM, after which a watcher saves and stops it; 0 = no limit.
+    env: variables of the trainer. secrets: names of such whose values are kept nowhere but on the VM. when_done: what
+    becomes of the VM once training has finished: deallocate, delete or keep.
+    ssh: the network that may reach port 22, '' for none. zones: of the location, the first one first; none: Azure
+    chooses. other_sizes, other_locations: where recovery may make the VM where it is not to be had. fallback: '', or
+    'on-demand' and after how long. max_duration: seconds since the run was made, max_cost: US dollars, after which a
+    watcher saves and stops it; 0 = no limit.
     """
 
     run: str
@@ -43,11 +46,27 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     other_sizes: tuple[str, ...] = ()
     max_duration: int = 0
     max_cost: float = 0.0
+    env: tuple[tuple[str, str], ...] = ()
+    secrets: tuple[str, ...] = ()
+    when_done: str = "deallocate"
+    zones: tuple[str, ...] = ()
+    other_locations: tuple[str, ...] = ()
+    fallback: str = ""
+
+    @property
+    def on_demand_after(self) -> float | None:
+        """Seconds for which Spot has to have been in vain before a VM on demand is made; None: it never is."""
+        if not self.fallback:
+            return None
+        after = self.fallback.partition(":")[2]
+        return float(seconds_of(after) or 0) if after else 0.0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What was said, before the defaults of a cloud fill the rest; every value is already checked."""
+    """What was said, before the defaults of a cloud fill the rest; every value is already checked.
+
+    secrets: name -> the file that has its value, '' for the caller's environment."""
 
     run: str
     cloud: str | None = None
@@ -71,6 +90,12 @@ class Settings:
     other_sizes: tuple[str, ...] | None = None
     max_duration: int | None = None
     max_cost: float | None = None
+    env: tuple[tuple[str, str], ...] | None = None
+    secrets: tuple[tuple[str, str], ...] | None = None
+    when_done: str | None = None
+    zones: tuple[str, ...] | None = None
+    other_locations: tuple[str, ...] | None = None
+    fallback: str | None = None
     trainer_args: tuple[str, ...] | None = None
 
 
@@ -103,9 +128,19 @@ class Unfit(Exception):
 
 
 # The spec lives in tags of the resource group, at most 256 characters a value, and in userData.
-MAX_SPEC_BYTES = 8 * 1024
+MAX_SPEC_BYTES = 7 * 1024
 MAX_OTHER_SIZES = 8
+MAX_OTHER_LOCATIONS = 4
+ZONES = ("1", "2", "3")
+ON_DEMAND = "on-demand"
 MAX_DURATION = 365 * 86400
+# Both come to the container through an environment.
+MAX_VARIABLES = 64
+MAX_VARIABLE_BYTES = 4 * 1024
+EVICTION_POLICIES = ("Deallocate", "Delete")
+WHEN_DONE = ("deallocate", "delete", "keep")
+# Set for the trainer by the guest.
+OWN_VARIABLES = ("CHECKPOINT_DIR", "TFDS_DATA_DIR")
 VM_IMAGES = {
     "nvidia": "nvidia:ngc_azure_17_11:ngc-base-version-25_9_1_gen2:latest",
     "ubuntu-hpc": "microsoft-dsvm:ubuntu-hpc:2204:latest",
@@ -190,10 +225,37 @@ def _other_sizes(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_size(item) for item in value))
 
 
+def _zones(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or any(zone not in ZONES for zone in value):
+        raise Unfit('a list of availability zones of the location, as in ["1", "2"]')
+    return tuple(dict.fromkeys(value))
+
+
+def _other_locations(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or len(value) > MAX_OTHER_LOCATIONS:
+        raise Unfit(f'a list of at most {MAX_OTHER_LOCATIONS} Azure regions, as in ["westus2"]')
+    return tuple(dict.fromkeys(_location(item) for item in value))
+
+
+def _fallback(value: object) -> str:
+    """'' for none."""
+    if value == "none":
+        return ""
+    kind, colon, after = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if kind != ON_DEMAND or (colon and not 0 < (seconds_of(after) or 0) <= MAX_DURATION):
+        raise Unfit(f'"{ON_DEMAND}", "{ON_DEMAND}:2h" (once Spot has been in vain for that long), or "none"')
+    return str(value)
+
+
+def seconds_of(text: object) -> int | None:
+    """Of a time as in '1d12h'; None for what is none."""
+    match = _DURATION.fullmatch(text) if isinstance(text, str) and text else None
+    return sum(int(match[unit] or 0) * each for unit, each in _UNITS.items()) if match else None
+
+
 def _max_duration(value: object) -> int:
     """Seconds; 0 for none."""
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    seconds = sum(int(match[unit] or 0) * each for unit, each in _UNITS.items()) if match else 0
+    seconds = seconds_of(value) or 0
     if value != "none" and not 0 < seconds <= MAX_DURATION:
         raise Unfit('a time as in "36h", "90m" or "1d12h", at most 365d; or "none"')
     return seconds
@@ -226,14 +288,9 @@ def _max_price(value: object) -> float:
 
 
 def _eviction_policy(value: object) -> str:
-    if value == "Delete":
-        raise Unfit(
-            '"Deallocate"',
-            "Delete removes the disk with the VM, and the checkpoints of a run live on that disk alone.",
-        )
-    if value != "Deallocate":
-        raise Unfit('"Deallocate"')
-    return "Deallocate"
+    if value not in EVICTION_POLICIES:
+        raise Unfit('"Deallocate" (the VM keeps its disk) or "Delete" (a new VM goes on from storage)')
+    return str(value)
 
 
 def _image(value: object) -> str:
@@ -279,6 +336,56 @@ def _build_args(value: object) -> tuple[tuple[str, str], ...]:
         if not isinstance(text, str) or not _ARGUMENT_NAME.fullmatch(name):
             raise Unfit(expected)
     return tuple(sorted(pairs))
+
+
+def _variable_name(name: object) -> str:
+    if not isinstance(name, str) or not _ARGUMENT_NAME.fullmatch(name) or len(name) > 200:
+        raise Unfit("names of letters, digits and '_', no digit first")
+    if name in OWN_VARIABLES:
+        raise Unfit(f"other names than {' and '.join(OWN_VARIABLES)}", f"{name} is set by cloudtrain.")
+    return name
+
+
+def _env(value: object) -> tuple[tuple[str, str], ...]:
+    """A table in the file, texts NAME=VALUE on the command line."""
+    expected = 'names and texts, as in env = { LOG_LEVEL = "debug" } or --env LOG_LEVEL=debug'
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, list | tuple):
+        pairs = [
+            (name, text if equals else None) for name, equals, text in (str(each).partition("=") for each in value)
+        ]
+    else:
+        raise Unfit(expected)
+    if len(pairs) > MAX_VARIABLES:
+        raise Unfit(f"at most {MAX_VARIABLES} variables")
+    for name, text in pairs:
+        _variable_name(name)
+        if not isinstance(text, str) or "\0" in text or not _is_unicode(text):
+            raise Unfit(expected, "What is secret does not belong here: --secret NAME takes it from your environment.")
+        if len(text.encode()) > MAX_VARIABLE_BYTES:
+            raise Unfit(f"texts of at most {MAX_VARIABLE_BYTES} bytes")
+    return tuple(sorted(dict(pairs).items()))
+
+
+def _secrets(value: object) -> tuple[tuple[str, str], ...]:
+    """NAME, or NAME=@FILE. What is refused is not shown: somebody may have written the value itself."""
+    expected = 'a list of names, as in ["HF_TOKEN", "WANDB_API_KEY=@wandb.key"]'
+    if not isinstance(value, list | tuple) or len(value) > MAX_VARIABLES:
+        raise Unfit(f"{expected}, at most {MAX_VARIABLES}")
+    sources: dict[str, str] = {}
+    for each in value:
+        name, equals, file = each.partition("=") if isinstance(each, str) else ("", "", "")
+        if equals and (not file.startswith("@") or len(file) < 2):
+            raise Unfit(expected, "The value itself is never written here: export it, or name a file with @.")
+        sources[_variable_name(name)] = file.removeprefix("@")
+    return tuple(sorted(sources.items()))
+
+
+def _when_done(value: object) -> str:
+    if value not in WHEN_DONE:
+        raise Unfit(", ".join(f'"{each}"' for each in WHEN_DONE))
+    return str(value)
 
 
 def _mount(value: object) -> str:
@@ -391,6 +498,12 @@ CHECKS: Mapping[str, Callable[[object], Any]] = {
     "other_sizes": _other_sizes,
     "max_duration": _max_duration,
     "max_cost": _max_cost,
+    "env": _env,
+    "secrets": _secrets,
+    "when_done": _when_done,
+    "zones": _zones,
+    "other_locations": _other_locations,
+    "fallback": _fallback,
     "trainer_args": _trainer_args,
 }
 
@@ -407,7 +520,8 @@ def check(key: str, value: object, where: str) -> Any:
     try:
         return CHECKS[key](value)
     except Unfit as unfit:
-        raise InvalidSpec(f"{where} is {_shown(value)}; expected {unfit.expected}.", unfit.hint or _HELP) from unfit
+        shown = "not as it should be" if key == "secrets" else _shown(value)
+        raise InvalidSpec(f"{where} is {shown}; expected {unfit.expected}.", unfit.hint or _HELP) from unfit
 
 
 def number(text: str) -> int | float | str:
@@ -520,6 +634,8 @@ def complete(
         said |= {"image": built[0], "built_from": built[1]}
     elif settings.image is not None:
         said["built_from"] = ""
+    if settings.secrets is not None:
+        said["secrets"] = tuple(name for name, _ in settings.secrets)
     spec = msgspec.structs.replace(base, **said, ssh_public_key=settings.ssh_key or public_key)
     return msgspec.structs.replace(spec, arguments=_arguments(settings, defaults, spec, existing))
 
@@ -556,6 +672,11 @@ _KEPT = (
     "other_sizes",
     "max_duration",
     "max_cost",
+    "env",
+    "when_done",
+    "zones",
+    "other_locations",
+    "fallback",
 )
 
 

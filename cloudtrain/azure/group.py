@@ -16,6 +16,7 @@ from cloudtrain.azure import names
 from cloudtrain.azure.errors import is_missing, translated
 from cloudtrain.azure.session import REPEATABLE, Session
 from cloudtrain.errors import CloudtrainError, NoSuchRun, Refused
+from cloudtrain.recovery import Place
 from cloudtrain.spec import RunSpec
 
 TAG_RUN = "cloudtrain-run"
@@ -29,6 +30,15 @@ TAG_SPEC = "cloudtrain-spec-"
 TAG_WANTED = "cloudtrain-wanted-since"
 # The name of the run's storage account, once checkpoints go there: then they outlive the VM and its disk.
 TAG_STORAGE = "cloudtrain-storage"
+# How the VM reaches it ('identity', or the kind of its signature), and until when: ISO 8601, '' for an identity.
+TAG_ACCESS = "cloudtrain-access"
+TAG_ACCESS_UNTIL = "cloudtrain-access-until"
+# "true" where the VM may deallocate or delete itself once training has finished.
+TAG_ENDS = "cloudtrain-ends-itself"
+# Where the VM of this generation is made; absent on a run that never moved.
+TAG_PLACE = "cloudtrain-place"
+# "true" while something of earlier generations may be there.
+TAG_FORMER = "cloudtrain-former"
 # "off", set by whoever wants the watchers to leave the run alone.
 TAG_WATCH = "cloudtrain-watch"
 TAG_VALUE_LIMIT = 256
@@ -78,6 +88,24 @@ class Group:
         return self.tags.get(TAG_WANTED) or self.created
 
     @property
+    def place(self) -> Place:
+        """Where the VM of this generation is made."""
+        try:
+            return msgspec.json.decode(self.tags[TAG_PLACE], type=Place)
+        except (KeyError, msgspec.DecodeError, msgspec.ValidationError):
+            return Place(self.spec.size, self.spec.location, next(iter(self.spec.zones), ""))
+
+    @property
+    def elsewhere(self) -> str:
+        """The location of the VM, where it is not the run's own."""
+        return "" if self.place.location == self.location else self.place.location
+
+    @property
+    def has_former(self) -> bool:
+        """Whether something of earlier generations may be there."""
+        return self.tags.get(TAG_FORMER) == "true"
+
+    @property
     def begun(self) -> float:
         """Epoch seconds: when the run was made."""
         return datetime.fromisoformat(self.created).timestamp() if self.created else 0.0
@@ -86,6 +114,10 @@ class Group:
     def storage_account(self) -> str:
         """'' where checkpoints lie on the VM's disk alone."""
         return self.tags.get(TAG_STORAGE, "")
+
+    @property
+    def ends_itself(self) -> bool:
+        return self.tags.get(TAG_ENDS) == "true"
 
     @property
     def watched(self) -> bool:
@@ -180,6 +212,10 @@ def parts_of(group: Group, prefix: str) -> str:
 
 def set_spec(session: Session, group: Group, spec: RunSpec) -> None:
     set_tags(session, group, _spec_tags(spec))
+
+
+def place_tags(place: Place) -> dict[str, str]:
+    return {TAG_PLACE: msgspec.json.encode(place).decode()}
 
 
 def progress_tags(progress: LastProgress) -> dict[str, str]:

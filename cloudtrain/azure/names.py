@@ -2,6 +2,7 @@
 side by side while a run moves."""
 
 import hashlib
+import re
 
 GROUP_PREFIX = "cloudtrain-"
 SUBNET = "default"
@@ -28,12 +29,17 @@ def disk(run: str, generation: int) -> str:
     return f"{vm(run, generation)}-disk"
 
 
-def vnet(run: str) -> str:
-    return f"{run}-vnet"
+def vnet(run: str, elsewhere: str = "") -> str:
+    """elsewhere: the location, where it is not the run's own: a network does not reach into another."""
+    return f"{run}-{elsewhere}-vnet" if elsewhere else f"{run}-vnet"
 
 
-def nsg(run: str) -> str:
-    return f"{run}-nsg"
+def nsg(run: str, elsewhere: str = "") -> str:
+    return f"{run}-{elsewhere}-nsg" if elsewhere else f"{run}-nsg"
+
+
+def is_network_elsewhere(name: str, run: str) -> bool:
+    return re.fullmatch(rf"{re.escape(run)}-[a-z0-9]+-(vnet|nsg)", name, re.IGNORECASE) is not None
 
 
 def storage_account(run: str, group_id: str, attempt: int) -> str:

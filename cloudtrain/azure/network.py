@@ -11,7 +11,7 @@ from cloudtrain.azure.session import Session
 def create_vnet(session: Session, group: Group) -> str:
     """Make the network with its one subnet; returns the subnet's id. Made already: nothing changes."""
     body: dict[str, Any] = {
-        "location": group.location,
+        "location": group.place.location,
         "properties": {
             "addressSpace": {"addressPrefixes": ["10.0.0.0/16"]},
             "subnets": [{"name": names.SUBNET, "properties": {"addressPrefix": "10.0.0.0/24"}}],
@@ -19,7 +19,7 @@ def create_vnet(session: Session, group: Group) -> str:
     }
     with translated("creating the virtual network"):
         made = session.network.virtual_networks.begin_create_or_update(
-            group.name, names.vnet(group.run), body, polling=session.polling()
+            group.name, names.vnet(group.run, group.elsewhere), body, polling=session.polling()
         ).result()
     return str(made.subnets[0].id)
 
@@ -28,10 +28,10 @@ def create_nsg(session: Session, group: Group) -> str:
     """Make the security group, or give it the rules that the spec asks for; returns its id. Azure's own rules deny
     every other inbound connection from outside."""
     rules = [_ssh_rule(group.spec.ssh)] if group.spec.ssh else []
-    body = {"location": group.location, "properties": {"securityRules": rules}}
+    body = {"location": group.place.location, "properties": {"securityRules": rules}}
     with translated("creating the network security group"):
         made = session.network.network_security_groups.begin_create_or_update(
-            group.name, names.nsg(group.run), body, polling=session.polling()
+            group.name, names.nsg(group.run, group.elsewhere), body, polling=session.polling()
         ).result()
     return str(made.id)
 
@@ -61,7 +61,7 @@ def ssh_source(session: Session, group: Group) -> str | None:
 
     with translated("reading the network security group"):
         try:
-            found = session.network.network_security_groups.get(group.name, names.nsg(group.run))
+            found = session.network.network_security_groups.get(group.name, names.nsg(group.run, group.elsewhere))
         except HttpResponseError as error:
             if is_missing(error):
                 return None
@@ -72,9 +72,10 @@ def ssh_source(session: Session, group: Group) -> str | None:
 
 def public_ip(session: Session, group: Group) -> str | None:
     """The VM's public address, None while it has none."""
+    ours = names.public_ip(group.run, group.generation).lower()
     with translated("reading the public address"):
         for address in session.network.public_ip_addresses.list(group.name):
-            if address.ip_address:
+            if address.ip_address and str(address.name).lower().startswith(ours):
                 return str(address.ip_address)
     return None
 

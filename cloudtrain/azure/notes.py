@@ -11,7 +11,7 @@ from cloudtrain.recovery.history import Event, Record, added, fold, packed, unpa
 TAG_MEMORY = "cloudtrain-recovery"
 TAG_HISTORY = "cloudtrain-history-"
 # Azure's limit of 50 tags, less what a run needs besides its spec and its history, and what its owner may add.
-TAGS_FOR_PARTS = 36
+TAGS_FOR_PARTS = 31
 HISTORY_TAGS = 20
 # Another writer may come between reading and writing.
 ATTEMPTS = 4

@@ -8,7 +8,7 @@ from cloudtrain.clock import Clock
 from cloudtrain.errors import CloudtrainError, Exit
 from cloudtrain.together import together
 
-NEEDED = ("Microsoft.Compute", "Microsoft.Network")
+NEEDED = ("Microsoft.Compute", "Microsoft.Network", "Microsoft.Storage")
 # Only for images that are sold under a plan.
 MARKETPLACE = "Microsoft.MarketplaceOrdering"
 # Only for Azure's auto-shutdown, which a maximum duration uses.

@@ -77,7 +77,7 @@ class Session(AbstractContextManager["Session"]):
         subscription_id: str,
         credential: Any,
         login: str,
-        principal: Callable[[], str],
+        principal: Callable[[], tuple[str, str]],
         price_list: str,
         client_options: dict[str, Any],
         pace: "Pace",
@@ -109,9 +109,14 @@ class Session(AbstractContextManager["Session"]):
         self._close = close
 
     @cached_property
-    def principal_id(self) -> str:
-        """The object id of whoever is logged in, to which a role can be assigned."""
+    def principal(self) -> tuple[str, str]:
+        """Whoever is logged in, as a role assignment wants it: the object id, '' where the login does not tell, and
+        'User' or 'ServicePrincipal'."""
         return self._principal()
+
+    @property
+    def principal_id(self) -> str:
+        return self.principal[0]
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -336,7 +341,7 @@ def on_emulator(emulator: Any, clock: Clock, pace: "Pace | None" = None, poll_se
         subscription_id=emulator.subscription_id,
         credential=_EmbeddedCredential(emulator.token, emulator.storage_token),
         login="the embedded Azure's own token",
-        principal=lambda: str(emulator.caller_id),
+        principal=lambda: (str(emulator.caller_id), "User"),
         price_list="the embedded Azure's own list, which is not what Azure asks",
         client_options={"transport": _transport(clock, pace, session=http, session_owner=False)},
         pace=pace,
@@ -426,7 +431,7 @@ def _azure(clock: Clock, subscription: str | None) -> Session:
         subscription_id=subscription or _only_subscription(credential, options),
         credential=credential,
         login=_login_of(credential),
-        principal=lambda: _object_id(credential),
+        principal=lambda: _principal_in(credential.get_token(ARM_SCOPE).token),
         price_list="Azure Retail Prices API",
         client_options=options,
         pace=retries.AZURE,
@@ -451,11 +456,15 @@ def _login_of(credential: Any) -> str:
     return type(used).__name__ if used is not None else type(credential).__name__
 
 
-def _object_id(credential: Any) -> str:
-    """Whom the login's token stands for. The token is ours to read and not to check: Azure does."""
-    payload = credential.get_token(ARM_SCOPE).token.split(".")[1]
-    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    return str(claims["oid"])
+def _principal_in(token: str) -> tuple[str, str]:
+    """Whom a token stands for. It is ours to read and not to check: Azure does. Only a token that a person's login got
+    has the claim `scp` (Microsoft identity platform, access token claims)."""
+    try:
+        payload = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return str(claims["oid"]), "User" if "scp" in claims else "ServicePrincipal"
+    except (IndexError, KeyError, TypeError, ValueError):
+        return "", ""
 
 
 def _address_in(token: str) -> str | None:

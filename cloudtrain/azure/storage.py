@@ -2,15 +2,14 @@
 this side by its login's role or, where that has none, by the account's key.
 """
 
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from cloudtrain.azure import names
+from cloudtrain.azure import names, roles
 from cloudtrain.azure.errors import code_of, is_missing, message_of, translated
 from cloudtrain.azure.group import TAG_RUN, Group
 from cloudtrain.azure.session import Session
@@ -158,22 +157,7 @@ def _storage(account: Any, group: str) -> Storage:
 def assign_data_role(session: Session, storage: Storage, principal: str, kind: str) -> bool:
     """Let a principal (kind 'User' or 'ServicePrincipal') read and write the blobs; False where the caller may not
     assign roles. It takes up to ten minutes until the blobs know it."""
-    from azure.core.exceptions import HttpResponseError
-
-    role = f"/subscriptions/{session.subscription_id}/providers/Microsoft.Authorization/roleDefinitions/{DATA_ROLE}"
-    # The same assignment always has the same name, so that a second try finds it.
-    name = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{storage.id}|{role}|{principal}".lower()))
-    properties = {"roleDefinitionId": role, "principalId": principal, "principalType": kind}
-    with translated("assigning a role on the storage account"):
-        try:
-            session.authorization.role_assignments.create(storage.id, name, {"properties": properties})
-        except HttpResponseError as error:
-            if code_of(error) == "RoleAssignmentExists":
-                return True
-            if code_of(error) == "AuthorizationFailed":
-                return False
-            raise
-    return True
+    return roles.assign(session, storage.id, DATA_ROLE, principal, kind)
 
 
 # the VM
@@ -182,18 +166,18 @@ def assign_data_role(session: Session, storage: Storage, principal: str, kind: s
 def vm_access(session: Session, storage: Storage, lifetime: timedelta, clock: Clock) -> VmAccess:
     """A signature for the container, of at most that life: by the caller's own role where it has one on the blobs,
     else by an account key, behind a policy that `revoke` takes back."""
-    delegated = _delegated(session, storage, min(lifetime, LONGEST_DELEGATION), clock)
+    delegated = delegation(session, storage, lifetime, clock)
     return delegated or _behind_policy(session, storage, lifetime, clock)
 
 
-def _delegated(session: Session, storage: Storage, lifetime: timedelta, clock: Clock) -> VmAccess | None:
-    """None where the caller's login has no role on the blobs."""
+def delegation(session: Session, storage: Storage, lifetime: timedelta, clock: Clock) -> VmAccess | None:
+    """A signature by the caller's own role, for seven days at most; None where its login has none on the blobs."""
     from azure.core.exceptions import HttpResponseError
     from azure.storage.blob import generate_container_sas
 
     now = clock.now()
     # A start a little ago: clocks differ. Azure counts the seven days from now.
-    start, expires = now - timedelta(minutes=15), now + lifetime - timedelta(minutes=1)
+    start, expires = now - timedelta(minutes=15), now + min(lifetime, LONGEST_DELEGATION) - timedelta(minutes=1)
     with translated_blobs("asking for a user delegation key"):
         try:
             key = session.blob_service(storage.endpoint).get_user_delegation_key(start, expires)
@@ -243,12 +227,12 @@ def _keyed(session: Session, storage: Storage, key: str) -> Any:
     return session.blob_service(storage.endpoint, {"account_name": storage.account, "account_key": key})
 
 
-def _until_keys_open(work: Any, clock: Clock) -> None:
+def _until_keys_open(work: Callable[[], object], clock: Clock) -> None:
     """Storage learns of a change of the account after a while."""
     from azure.core.exceptions import HttpResponseError
 
     deadline = clock.now() + timedelta(seconds=_CHANGE_SECONDS)
-    with translated_blobs("writing the container's access policy"):
+    with translated_blobs("opening the blobs with an account key"):
         while True:
             try:
                 work()
@@ -295,6 +279,14 @@ def open_container(session: Session, storage: Storage) -> Any:
         f"This login has no role on the blobs of storage account '{storage.account}', and its keys are switched off.",
         f"Ask for the role Storage Blob Data Reader on {storage.id}",
     )
+
+
+def open_with_key(session: Session, storage: Storage, clock: Clock) -> Any:
+    """The run's container, to read and write by an account key, which is allowed from now on. Raises Refused."""
+    storage = _allow_keys(session, storage)
+    container = _keyed(session, storage, _account_key(session, storage)).get_container_client(CONTAINER)
+    _until_keys_open(lambda: next(container.list_blobs(results_per_page=1).by_page(), None), clock)
+    return container
 
 
 # errors of blobs

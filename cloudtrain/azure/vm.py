@@ -13,8 +13,11 @@ from cloudtrain.azure.group import Group
 from cloudtrain.azure.session import REPEATABLE, Session
 from cloudtrain.azure.words import word
 from cloudtrain.clock import Clock
+from cloudtrain.recovery import Place
+from cloudtrain.spec import RunSpec
 
 ADMIN = "azureuser"
+REGULAR = "Regular"
 # The public IP inside the VM's PUT needs this version of the network API (azure-mgmt-compute's own enum).
 NETWORK_API_VERSION = "2022-11-01"
 # How long another operation on the same VM may hold ours up: a redeploy takes 2 minutes.
@@ -44,7 +47,13 @@ class Vm:
     priority: str
     eviction_policy: str
     max_price: float
+    zone: str = ""
     failure: str = ""  # why provisioning failed, in Azure's words
+    principal: str = ""  # object id of its managed identity
+
+    @property
+    def place(self) -> Place:
+        return Place(self.size, self.location, self.zone, spot=self.priority != REGULAR)
 
     @property
     def gone_wrong(self) -> bool:
@@ -74,8 +83,8 @@ def create(session: Session, group: Group, *, subnet_id: str, nsg_id: str) -> No
     PUT, and the second one met what that had begun."""
     from azure.core.exceptions import HttpResponseError
 
-    plan = images.plan(session, group.spec.location, group.spec.vm_image)
-    with translated("creating the Spot VM"):
+    plan = images.plan(session, group.place.location, group.spec.vm_image)
+    with translated("creating the Spot VM" if group.place.spot else "creating the VM on demand"):
         try:
             session.compute.virtual_machines.begin_create_or_update(
                 group.name,
@@ -140,17 +149,17 @@ def _operate(session: Session, group: Group, clock: Clock, doing: str, method: s
 
 
 def _body(group: Group, subnet_id: str, nsg_id: str, plan: dict[str, str] | None) -> dict[str, Any]:
-    spec = group.spec
+    spec, place = group.spec, group.place
     publisher, offer, sku, version = spec.vm_image.split(":")
     user_data = msgspec.json.encode({"run": spec.run, "generation": group.generation, "spec": spec})
     body: dict[str, Any] = {
-        "location": spec.location,
+        "location": place.location,
         "tags": {"cloudtrain-run": spec.run, "cloudtrain-generation": str(group.generation)},
+        # Free, and nothing by itself: it can do what roles are assigned to it.
+        "identity": {"type": "SystemAssigned"},
         "properties": {
-            "hardwareProfile": {"vmSize": spec.size},
-            "priority": "Spot",
-            "evictionPolicy": spec.eviction_policy,
-            "billingProfile": {"maxPrice": spec.max_price},
+            "hardwareProfile": {"vmSize": place.size},
+            **_priority(spec, place),
             "storageProfile": {
                 "imageReference": {"publisher": publisher, "offer": offer, "sku": sku, "version": version},
                 "osDisk": {
@@ -167,9 +176,22 @@ def _body(group: Group, subnet_id: str, nsg_id: str, plan: dict[str, str] | None
             "userData": base64.b64encode(user_data).decode(),
         },
     }
+    if place.zone:
+        body["zones"] = [place.zone]
     if plan is not None:
         body["plan"] = plan
     return body
+
+
+def _priority(spec: RunSpec, place: Place) -> dict[str, Any]:
+    """Azure refuses an eviction policy and a maximum price on a VM that is not Spot."""
+    if not place.spot:
+        return {"priority": REGULAR}
+    return {
+        "priority": "Spot",
+        "evictionPolicy": spec.eviction_policy,
+        "billingProfile": {"maxPrice": spec.max_price},
+    }
 
 
 def _os_profile(group: Group) -> dict[str, Any]:
@@ -221,8 +243,10 @@ def _read(found: Any) -> Vm:
         size=word(found.hardware_profile.vm_size) if found.hardware_profile else "",
         provisioning=word(found.provisioning_state),
         power=PowerState(power) if power else PowerState.ABSENT,
-        priority=word(found.priority) or "Regular",
+        priority=word(found.priority) or REGULAR,
         eviction_policy=word(found.eviction_policy),
         max_price=billing.max_price if billing and billing.max_price is not None else -1.0,
+        zone=next(iter(found.zones or []), ""),
         failure=(failed.message or failed.code) if failed else "",
+        principal=str(found.identity.principal_id or "") if found.identity else "",
     )

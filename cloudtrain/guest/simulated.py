@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import zlib
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from cloudtrain.guest.outcome import MARKER
@@ -36,6 +37,11 @@ class Told(Protocol):
 
 
 class SimulatedGuest:
+    def generation(self, tags: Mapping[str, str]) -> int:
+        """As the VM's tags tell it."""
+        told = tags.get("cloudtrain-generation", "")
+        return int(told) if told.isdigit() else 1
+
     def wants(self, script: str) -> str:
         """'install', 'stop' or 'read'."""
         # The program's name stands right before its one argument, at the end of the script.

@@ -15,7 +15,9 @@ from cloudtrain.recovery.observed import (
     Place,
     Power,
     Want,
+    bits,
 )
+from cloudtrain.recovery.places import places
 
 __all__ = [
     "PAUSES",
@@ -31,7 +33,9 @@ __all__ = [
     "Want",
     "after_refusal",
     "after_start",
+    "bits",
     "decide",
     "pause_after",
+    "places",
     "seen",
 ]

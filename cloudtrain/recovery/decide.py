@@ -1,11 +1,11 @@
 """One action for one observation of a run. Only the power state that Azure reports ever starts a VM."""
 
-from collections.abc import Sequence
+from collections.abc import Set
 
 import msgspec
 
 from cloudtrain.errors import Blocks
-from cloudtrain.recovery.observed import Action, Do, Memory, Observation, Place, Power, Want
+from cloudtrain.recovery.observed import Action, Do, Memory, Observation, Place, Power, Want, bits
 
 # Between two rounds over all places; the last one repeats.
 PAUSES = (30.0, 60.0, 120.0, 300.0, 600.0)
@@ -50,6 +50,8 @@ def decide(observation: Observation) -> Action:
     if over is not None:
         return over
     if observation.power is Power.RUNNING:
+        if not observation.begun:
+            return Action(Do.BEGIN, "the VM of an interrupted move does not train yet")
         return Action(Do.NOTHING, "nothing to do")
     if observation.user_stopped and observation.power in (Power.DEALLOCATED, Power.STOPPED):
         return Action(Do.HONOUR_STOP, "somebody stopped the VM: it stays stopped")
@@ -68,7 +70,9 @@ def _over(observation: Observation) -> Action | None:
     if observation.want is Want.STOPPED:
         return Action(Do.NOTHING, "stopped by the user")
     if observation.want is Want.FINISHED or (guest and guest.finished):
-        return Action(Do.NOTHING, "finished") if off else Action(Do.RELEASE, "training has finished")
+        return (
+            Action(Do.NOTHING, "finished") if off or observation.kept else Action(Do.RELEASE, "training has finished")
+        )
     limit = _limit_met(observation)
     return Action(Do.SAVE_AND_STOP, limit) if limit else None
 
@@ -89,7 +93,7 @@ def _bring_back(observation: Observation) -> Action:
         return Action(Do.REPORT, _lost_disk(observation))
     if observation.now < memory.next_at:
         return Action(Do.WAIT, _why_waiting(memory), until=memory.next_at)
-    place = _next_place(observation, memory.tried) or _next_place(observation, ()) or observation.place
+    place = _next_place(observation, memory.tried) or _next_place(observation, frozenset()) or observation.place
     return Action(_how(observation, place), _why(observation), place)
 
 
@@ -120,10 +124,11 @@ def places_of(observation: Observation) -> tuple[Place, ...]:
     return places if observation.place in places else (*places, observation.place)
 
 
-def _next_place(observation: Observation, tried: Sequence[int]) -> Place | None:
-    """The first open place that was not tried; where the VM is now comes first, for its disk is there."""
+def _next_place(observation: Observation, tried: Set[int]) -> Place | None:
+    """The first open place that was not tried; where a deallocated VM is comes first, for its disk is there."""
     untried = [place for index, place in enumerate(places_of(observation)) if index not in tried]
-    untried.sort(key=lambda place: place != observation.place)
+    if observation.power is Power.DEALLOCATED:
+        untried.sort(key=lambda place: place != observation.place)
     return next((place for place in untried if _open(observation, place)), None)
 
 
@@ -161,17 +166,16 @@ def after_refusal(observation: Observation, place: Place, code: str, blocks: Blo
     """The memory once Azure refused `place`: the next place is tried at once; when none is left the round is over, and
     the next one begins after a pause."""
     memory = observation.memory
-    closed = [
-        index
-        for index, other in enumerate(places_of(observation))
-        if index in memory.tried or _closes(blocks, place, other)
-    ]
-    after = msgspec.structs.replace(memory, tried=tuple(closed), refused=memory.refused + 1, code=code)
+    tried = memory.tried
+    closed = frozenset(
+        index for index, other in enumerate(places_of(observation)) if index in tried or _closes(blocks, place, other)
+    )
+    after = msgspec.structs.replace(memory, closed=bits(closed), refused=memory.refused + 1, code=code)
     if blocks is not Blocks.NOTHING and _next_place(observation, closed) is not None:
         return after
     rounds = len(PAUSES) if blocks is Blocks.EVERYTHING else memory.rounds + 1
     pause = pause_after(rounds, observation.jitter)
-    return msgspec.structs.replace(after, tried=(), rounds=rounds, next_at=observation.now + pause)
+    return msgspec.structs.replace(after, closed="", rounds=rounds, next_at=observation.now + pause)
 
 
 def _closes(blocks: Blocks, refused: Place, other: Place) -> bool:

@@ -8,6 +8,7 @@ from cloudtrain.azure import group as groups
 from cloudtrain.azure import leftovers, names, network
 from cloudtrain.azure.group import Group
 from cloudtrain.errors import CloudtrainError, Refused
+from cloudtrain.workflow import durable
 from cloudtrain.workflow.context import Context
 
 
@@ -51,6 +52,9 @@ def down(ctx: Context, run: str, *, network_watcher: bool = False) -> DownResult
 def _delete_group(ctx: Context, group: Group) -> list[str]:
     with ctx.progress.step("listing what the run made"):
         made = [*leftovers.in_group(ctx.session, group.name), group.id]
+    if not group.deleting:
+        with ctx.progress.step("closing the run's storage", usually="a few seconds on Azure"):
+            durable.close(ctx, group)
     with ctx.progress.step("deleting the resource group", usually="a few minutes on Azure"):
         groups.delete(ctx.session, group)
     return made

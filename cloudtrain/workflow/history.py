@@ -14,7 +14,7 @@ from cloudtrain.errors import Refused
 from cloudtrain.guest.observation import GuestEvent, Observation
 from cloudtrain.recovery import history as told
 from cloudtrain.recovery.history import Event, Record
-from cloudtrain.workflow import training
+from cloudtrain.workflow import durable, training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.money import MoneyInfo, account
 from cloudtrain.workflow.state import state_of
@@ -75,6 +75,7 @@ def history(ctx: Context, run: str) -> HistoryResult:
         try:
             with ctx.progress.step("asking the guest", usually="20 to 40 s on Azure"):
                 record = _take_all_over(ctx, group)
+            note = durable.renew(ctx, group, vm)
         except (GuestUnreachable, Refused) as error:
             note = f"The guest could not be asked for its part: {error.message}"
     elif group.trained:

@@ -38,8 +38,8 @@ def _entry(ctx: Context, group: Group) -> RunEntry:
         run=group.run,
         cloud=ctx.session.cloud,
         resource_group=group.name,
-        location=group.location,
+        location=vm.location if vm else group.place.location,
         state="deleting" if group.deleting else state_of(group, vm, None),
-        size=group.spec.size,
+        size=vm.size if vm else group.place.size,
         created=group.created,
     )

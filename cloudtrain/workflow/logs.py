@@ -10,7 +10,7 @@ from cloudtrain.azure.group import Intent
 from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState
 from cloudtrain.errors import Refused
-from cloudtrain.workflow import power, training
+from cloudtrain.workflow import power, release, training
 from cloudtrain.workflow.context import Context
 
 SOURCES = ("training", "container", "startup", "eviction")
@@ -35,6 +35,10 @@ def logs(ctx: Context, run: str, *, source: str, follow: bool, emit: Callable[[s
             if not follow or not _comes_back(ctx, run):
                 raise
             continue
+        if ended and reader.seen is not None and follow:
+            note = release.after_finish(ctx, group, vms.find(ctx.session, group), reader.seen)
+            if note:
+                ctx.progress.note(note)
         if ended or not follow:
             return LogsResult(run=run, source=source, bytes=reader.total)
         ctx.clock.sleep(max(1.0, ctx.session.capabilities.poll_seconds))

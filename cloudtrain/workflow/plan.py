@@ -111,7 +111,7 @@ def make(
         besides=_besides(spec, found) if ctx.session.capabilities.bills else [],
         terms=_terms_to_accept(found),
         registers=preflight.missing_registrations(found.seen, spec),
-        resources=_resources(ctx, spec, group),
+        resources=_resources(ctx, spec, group, vm),
         changes=changes or [],
         checks=check_infos(found.checks),
     )
@@ -150,7 +150,12 @@ def _besides(spec: RunSpec, found: Findings) -> list[str]:
     image = found.seen.image
     plan = None if isinstance(image, CloudtrainError) else image.plan
     software = [f"the VM image's plan '{plan['name']}', if it has a price"] if plan else []
-    return [f"{spec.disk_gb} GiB of Standard SSD and a public address, until down", "traffic out of Azure", *software]
+    return [
+        f"{spec.disk_gb} GiB of Standard SSD and a public address, until down",
+        "checkpoints in a storage account (Standard LRS), until down",
+        "traffic out of Azure",
+        *software,
+    ]
 
 
 def _terms_to_accept(found: Findings) -> str:
@@ -158,15 +163,19 @@ def _terms_to_accept(found: Findings) -> str:
     return "" if terms is None or isinstance(terms, CloudtrainError) or terms.accepted else terms.license
 
 
-def _resources(ctx: Context, spec: RunSpec, group: Group | None) -> list[PlannedResource]:
-    """Everything that `up` makes, in its order. The generation of the VM is the group's."""
+def _resources(ctx: Context, spec: RunSpec, group: Group | None, found: Vm | None) -> list[PlannedResource]:
+    """Everything that `up` makes, in its order. The generation of the VM is the group's, and the next one's where it
+    goes on from storage."""
     run, generation = spec.run, group.generation if group else 1
+    if group and found is None and group.trained and group.storage_account:
+        generation += 1
     there = {resource.lower() for resource in leftovers.of_run(ctx.session, run)} if group else set()
     vm = names.vm(run, generation)
     made = [
         ("Microsoft.Resources/resourceGroups", names.group(run)),
         ("Microsoft.Network/networkSecurityGroups", names.nsg(run)),
         ("Microsoft.Network/virtualNetworks", names.vnet(run)),
+        ("Microsoft.Storage/storageAccounts", _account(ctx, run, group)),
         ("Microsoft.Compute/virtualMachines", vm),
         ("Microsoft.Network/networkInterfaces", names.nic(run, generation)),
         ("Microsoft.Network/publicIPAddresses", names.public_ip(run, generation)),
@@ -181,6 +190,15 @@ def _resources(ctx: Context, spec: RunSpec, group: Group | None) -> list[Planned
     watchers = {one.rsplit("/", 1)[-1].lower() for one in leftovers.network_watchers(ctx.session)}
     kind = "Microsoft.Network/networkWatchers"
     return [*planned, command, PlannedResource(kind, watcher, watcher.lower() in watchers, by_azure=True)]
+
+
+def _account(ctx: Context, run: str, group: Group | None) -> str:
+    """The name that comes first: another, should all of Azure have one of that name already."""
+    if group is not None and group.storage_account:
+        return group.storage_account
+    return names.storage_account(
+        run, f"/subscriptions/{ctx.session.subscription_id}/resourceGroups/{names.group(run)}", 0
+    )
 
 
 def _is_there(kind: str, name: str, ids: set[str]) -> bool:

@@ -52,7 +52,7 @@ def start(ctx: Context, group: Group) -> Vm:
 def note(ctx: Context, group: Group, what: str, why: str = "") -> None:
     """Add to the run's history what just happened to its VM."""
     vm = vms.find(ctx.session, group)
-    place = f"{vm.size} in {vm.location}" if vm else ""
+    place = vm.place.in_words if vm else ""
     at, price = ctx.clock.now().timestamp(), price_of(ctx, vm) if what in STARTS else None
     notes.add(ctx.session, group, Event(at=at, what=what, place=place, why=why, price=price))
 

@@ -19,6 +19,7 @@ class VmInfo(msgspec.Struct, frozen=True):
     priority: str
     eviction_policy: str
     max_price: float
+    zone: str = ""
     public_ip: str | None = None
 
 
@@ -56,6 +57,7 @@ def vm_info(vm: Vm, public_ip: str | None = None) -> VmInfo:
         priority=vm.priority,
         eviction_policy=vm.eviction_policy,
         max_price=vm.max_price,
+        zone=vm.zone,
         public_ip=public_ip,
     )
 

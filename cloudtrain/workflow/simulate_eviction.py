@@ -12,7 +12,7 @@ from cloudtrain.azure.vm import Vm
 from cloudtrain.errors import Refused
 from cloudtrain.guest.observation import GuestEvent, Observation
 from cloudtrain.recovery.history import Event
-from cloudtrain.workflow import power, training
+from cloudtrain.workflow import anew, durable, power, training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.results import Training
 from cloudtrain.workflow.state import state_of
@@ -47,6 +47,8 @@ def simulate_eviction(ctx: Context, run: str, *, notice: float | None, bring_bac
     """notice: seconds, None for the cloud's own. Raises NoSuchRun, Refused, InvalidSpec."""
     group = groups.get(ctx.session, run)
     vm = power.require_running(group, power.settled(ctx, group), "Simulating an eviction")
+    if bring_back and vm.eviction_policy == "Delete":
+        anew.values_for_new_vm(group)  # nothing is evicted that could not come back
     _require_training(ctx, group)
     with lease.held(ctx.session, group, ctx.clock):
         return _evict(ctx, group, vm, notice, bring_back)
@@ -59,17 +61,31 @@ def _evict(ctx: Context, group: Group, vm: Vm, notice: float | None, bring_back:
     began = ctx.clock.now()
     vms.simulate_eviction(ctx.session, group)
     with ctx.progress.step("eviction", usually="about a minute on Azure"):
-        power.until_off(ctx, group)
+        off = power.until_off(ctx, group)
     notes.add(ctx.session, group, Event(at=ctx.clock.now().timestamp(), what="evicted", why="simulated"))
     timeline = _Timeline(began)
-    timeline.add("deallocated", ctx.clock.now())
+    timeline.add("deallocated" if off else "deleted", ctx.clock.now())
     if not bring_back:
         return _result(ctx, group, timeline, None, None)
+    if off is None:
+        return _made_anew(ctx, group, timeline)
     power.start(ctx, group)
     timeline.add("VM started", ctx.clock.now())
     outcome = training.begin(ctx, group)
     after = training.observe(ctx, group, events=-4096)
     return _result(ctx, group, timeline, after, outcome.training)
+
+
+def _made_anew(ctx: Context, group: Group, timeline: "_Timeline") -> EvictionResult:
+    """The VM is gone with its disk, and with what its guest has noted but for what it left in storage."""
+    former = durable.told(ctx, group)
+    made = anew.make_anew(ctx, group)
+    power.note(ctx, made.group, "recreated")
+    timeline.add("new VM trains", ctx.clock.now())
+    after = training.observe(ctx, made.group, events=-4096)
+    if former is not None:
+        after = msgspec.structs.replace(after, events=(*former.events, *after.events))
+    return _result(ctx, made.group, timeline, after, made.outcome.training)
 
 
 def _require_training(ctx: Context, group: Group) -> None:

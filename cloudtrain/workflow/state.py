@@ -17,7 +17,9 @@ def state_of(group: Group, vm: Vm | None, training: Training | None) -> str:
     if group.intent is Intent.FINISHED or (training and training.finished):
         return FINISHED
     if vm is None:
-        return EVICTED if group.trained else PROVISIONING
+        if not group.trained and not group.storage_account:
+            return PROVISIONING
+        return STOPPED if group.intent is Intent.STOPPED else EVICTED
     if vm.gone_wrong and not group.trained:
         return FAILED
     if vm.power in (PowerState.DEALLOCATED, PowerState.DEALLOCATING):

@@ -13,7 +13,7 @@ from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import Refused
 from cloudtrain.recovery.history import Event, added, goodput, sums
 from cloudtrain.together import together
-from cloudtrain.workflow import training
+from cloudtrain.workflow import durable, release, training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.history import in_our_words, where_read_to
 from cloudtrain.workflow.results import Training, VmInfo, last_known, vm_info
@@ -59,9 +59,12 @@ def status(ctx: Context, run: str) -> StatusResult:
     """Raises NoSuchRun."""
     group = groups.get(ctx.session, run)
     vm = vms.find(ctx.session, group)
+    group = release.noticed(ctx, group, vm)
     (seen, note, told), address = together(
         lambda: _training(ctx, group, vm), lambda: network.public_ip(ctx.session, group) if vm else None
     )
+    if seen is not None and seen.finished:
+        vm = vms.find(ctx.session, group)  # it may have been released just now
     state = state_of(group, vm, seen)
     return StatusResult(
         run=run,
@@ -112,7 +115,8 @@ def _training(ctx: Context, group: Group, vm: Vm | None) -> tuple[Training | Non
     seen = training.of(observed)
     if seen.finished and group.intent is not Intent.FINISHED:
         training.remember(ctx, group, seen)
-    return seen, "", [event for each in observed.events if (event := in_our_words(each)) is not None]
+    note = release.after_finish(ctx, group, vm, observed) or durable.renew(ctx, group, vm)
+    return seen, note, [event for each in observed.events if (event := in_our_words(each)) is not None]
 
 
 def _about(state: str, vm: Vm | None) -> str:

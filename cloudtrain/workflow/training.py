@@ -5,9 +5,11 @@ All reading goes through `observe`. What the guest says is only information: Azu
 
 import base64
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
+
+import msgspec
 
 from cloudtrain import guest
 from cloudtrain.azure import group as groups
@@ -15,11 +17,14 @@ from cloudtrain.azure import names, run_command
 from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent, LastProgress
 from cloudtrain.azure.run_command import GuestUnreachable
-from cloudtrain.azure.vm import PowerState
+from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import Blocks, CloudtrainError, Exit, Refused
 from cloudtrain.guest import GuestSettings, Observation, StartOutcome
 from cloudtrain.image import ImageError, pull_login
+from cloudtrain.together import together
+from cloudtrain.workflow import durable
 from cloudtrain.workflow.context import Context
+from cloudtrain.workflow.durable import Access
 from cloudtrain.workflow.results import Training
 
 # A first start pulls an image of several GB and downloads the data set.
@@ -49,34 +54,67 @@ class Outcome:
     training: Training
 
 
-def begin(ctx: Context, group: Group) -> Outcome:
+def begin(
+    ctx: Context,
+    group: Group,
+    vm: Vm | None = None,
+    access: Access | None = None,
+    secrets: Mapping[str, str] | None = None,
+) -> Outcome:
     """Install the guest's files and settings, start training if it does not run, and wait until it is under way.
 
+    access: how that VM reaches the blobs, secrets: their values by name; None leaves what the VM has.
     Raises TrainingFailed, GuestUnreachable, Refused."""
     try:
-        outcome = _start(ctx, group)
+        outcome, tags = _start_and_let_in(ctx, group, vm, access, secrets)
     except GuestUnreachable as error:
         raise _of_the_vm(ctx, group, error) from error
     training = _of_start(outcome)
     if training.finished:
         training = of(observe(ctx, group))
-    remember(ctx, group, training)
+    remember(ctx, group, training, tags)
     return Outcome(outcome.seen, training)
 
 
-def _start(ctx: Context, group: Group) -> StartOutcome:
+def _start_and_let_in(
+    ctx: Context, group: Group, vm: Vm | None, access: Access | None, secrets: Mapping[str, str] | None
+) -> tuple[StartOutcome, dict[str, str]]:
+    """Roles are assigned while training starts. Returns what the group's tags are to say of the VM's access."""
+    protected = {**_pull_login(ctx, group.spec.image), **_secrets(secrets)}
+    if vm is None or access is None:
+        return _start(ctx, group, protected, ends_itself=group.ends_itself), {}
+    way = durable.for_vm(ctx, group, vm, access)
+    protected |= way.protected
+    ends = way.by_identity and group.spec.when_done != "keep"
+    outcome, is_in, may_end = together(
+        lambda: _start(ctx, group, protected, ends_itself=ends),
+        lambda: durable.let_in(ctx, vm, way),
+        lambda: ends and durable.let_end(ctx, group, vm),
+    )
+    if not is_in:
+        way = durable.by_signature(ctx, group, way.storage)
+        durable.deliver(ctx, group, way.protected)
+    return outcome, {**way.tags, groups.TAG_ENDS: "true" if may_end else "false"}
+
+
+def _secrets(values: Mapping[str, str] | None) -> dict[str, str]:
+    if not values:
+        return {}
+    return {guest.SECRETS: base64.b64encode(msgspec.json.encode(dict(values))).decode()}
+
+
+def _start(ctx: Context, group: Group, protected: Mapping[str, str], *, ends_itself: bool) -> StartOutcome:
     nonce = run_command.new_nonce()
-    login = _pull_login(ctx, group.spec.image)
     with ctx.progress.step("training", usually="2 to 10 minutes on Azure") as step:
         output = run_command.run(
             ctx.session,
             group,
             ctx.clock,
             name=START_COMMAND,
-            script=guest.install_script(_settings(ctx, group), nonce, timeout=START_SECONDS),
+            script=guest.install_script(_settings(ctx, group, ends_itself), nonce, timeout=START_SECONDS),
             timeout_seconds=START_SECONDS + 300,
             on_output=lambda text: _show(step.update, text),
-            protected=login,
+            protected=protected,
         )
         return _started(group, output, nonce)
 
@@ -162,9 +200,10 @@ def of(seen: Observation) -> Training:
     )
 
 
-def remember(ctx: Context, group: Group, training: Training) -> None:
-    """Keep with the group what was seen: that its disk holds work, how far it was, and whether the run is finished."""
-    tags = {groups.TAG_TRAINED: "true"} | groups.progress_tags(_remembered(ctx, training))
+def remember(ctx: Context, group: Group, training: Training, more: Mapping[str, str] | None = None) -> None:
+    """Keep with the group what was seen: that its disk holds work, how far it was, and whether the run is finished.
+    more: other tags of the same write."""
+    tags = {**(more or {}), groups.TAG_TRAINED: "true", **groups.progress_tags(_remembered(ctx, training))}
     if training.finished:
         tags[groups.TAG_INTENT] = Intent.FINISHED.value
     elif group.intent is Intent.FINISHED:
@@ -179,6 +218,7 @@ class LogReader:
     def __init__(self, source: str) -> None:
         self.source = source
         self.total = 0  # bytes handed over so far
+        self.seen: Observation | None = None  # the guest, when it was last read
         self._offset, self._identity = 0, ""
         self._saw_end = False
         self._text = codecs.getincrementaldecoder("utf-8")("replace")
@@ -186,7 +226,7 @@ class LogReader:
     def read(self, ctx: Context, group: Group, emit: Callable[[str], None]) -> bool:
         """Hand over all there is now; True once training has ended and everything was read."""
         while True:
-            seen = observe(ctx, group, log=self.source, offset=self._offset, identity=self._identity)
+            seen = self.seen = observe(ctx, group, log=self.source, offset=self._offset, identity=self._identity)
             chunk = seen.log
             if chunk is not None:
                 self._offset, self._identity = chunk.next, chunk.identity
@@ -199,7 +239,7 @@ class LogReader:
         return ended
 
 
-def _settings(ctx: Context, group: Group) -> GuestSettings:
+def _settings(ctx: Context, group: Group, ends_itself: bool) -> GuestSettings:
     spec = group.spec
     ours = spec.built_from == "trainer" or spec.image == ctx.session.defaults.trainer_image
     return GuestSettings(
@@ -209,8 +249,11 @@ def _settings(ctx: Context, group: Group) -> GuestSettings:
         image=spec.image,
         mount=spec.mount,
         arguments=spec.arguments,
-        environment=(),
-        gpus=has_gpu(spec.size),
+        environment=spec.env,
+        secrets=spec.secrets,
+        when_done=spec.when_done,
+        vm_id=durable.vm_id(group) if ends_itself else "",
+        gpus=has_gpu(group.place.size),
         # Of our own trainer it is known, so that a slow start is waited for; any other image shows what it does.
         writes_progress=True if ours else None,
     )

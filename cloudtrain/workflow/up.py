@@ -2,12 +2,13 @@
 
 import ipaddress
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 import msgspec
 
+from cloudtrain import secret_values
 from cloudtrain.azure import group as groups
 from cloudtrain.azure import network
 from cloudtrain.azure import vm as vms
@@ -15,12 +16,14 @@ from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.session import check_image
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.checks import Check, refuse_failed
-from cloudtrain.errors import Blocks, CloudtrainError, InvalidSpec, Refused
+from cloudtrain.errors import CloudtrainError, InvalidSpec, Refused
 from cloudtrain.image import Build, Ensured, ImageError
+from cloudtrain.secret_values import SecretValues
 from cloudtrain.spec import SSH_CALLER, RunSpec, Settings
 from cloudtrain.together import together
-from cloudtrain.workflow import plan, power, preflight, trainer_image, training
+from cloudtrain.workflow import anew, durable, plan, power, preflight, trainer_image, training
 from cloudtrain.workflow.context import Context
+from cloudtrain.workflow.durable import Access, NoStorage
 from cloudtrain.workflow.plan import Plan
 from cloudtrain.workflow.results import Training, VmInfo, vm_info
 from cloudtrain.workflow.state import state_of
@@ -32,13 +35,15 @@ WHILE_DEALLOCATED = ("size", "max_price")
 # What Azure changes on a running VM.
 AT_ONCE = ("ssh",)
 # What the next start of the trainer takes up.
-AT_NEXT_START = ("image", "mount", "arguments")
+AT_NEXT_START = ("image", "mount", "arguments", "env", "secrets", "when_done")
 
 
 class UpResult(msgspec.Struct, frozen=True):
     """created: this command made the run. seen: how training was seen to be under way: 'progress' (its step moved),
     'container' (an image that writes no progress: its container stayed up) or 'finished'. image: the trainer image;
-    image_built, image_pushed: what this command did for it."""
+    image_built, image_pushed: what this command did for it. storage_account: where checkpoints go. access: how the VM
+    reaches it: 'identity', 'user delegation' or 'stored access policy'; access_until: ISO 8601, None for an
+    identity."""
 
     run: str
     cloud: str
@@ -51,6 +56,9 @@ class UpResult(msgspec.Struct, frozen=True):
     image: str
     image_built: bool
     image_pushed: bool
+    storage_account: str
+    access: str
+    access_until: str | None
     notes: list[str]
 
 
@@ -84,16 +92,21 @@ def up(
     *,
     accept_terms: bool = False,
     approve: Callable[[Plan], None] | None = None,
+    secrets: SecretValues | None = None,
 ) -> UpResult:
     """build: makes spec.image. accept_terms: those of the VM image, for the subscription. approve: is shown the plan of
-    a new VM that costs money, and raises where the user will not have it. A new run that gets no VM or no image is
-    removed again.
+    a new VM that costs money, and raises where the user will not have it. secrets: the values of spec.secrets, as far
+    as they are at hand; None: as the environment has them. A new run that gets no VM, no storage or no image is removed
+    again.
 
     Raises InvalidSpec, Refused, ImageError, TrainingFailed, GuestUnreachable."""
     group = _after_deletion(ctx, spec.run)
     created = group is None
     notes: list[str] = []
     vm = vms.find(ctx.session, group) if group else None
+    secrets = secrets or secret_values.read(spec.secrets)
+    if group is None or _wants_new_vm(group, vm):
+        secret_values.refuse_missing(secrets, spec.run)
     if spec.ssh and not ctx.session.capabilities.ssh:
         raise InvalidSpec(
             "ssh: the VMs of this rehearsal are processes of this machine, and have no SSH server.",
@@ -113,15 +126,17 @@ def up(
         _prepare(ctx, spec, group, accept_terms, approve)
         if group is None:
             ctx.session.prepare(ctx.progress)
-        group = _create_group(ctx, spec)
+        group = _go_on(ctx, group, spec) if group and group.storage_account else _create_group(ctx, spec)
     was_off = vm is not None and vm.power is not PowerState.RUNNING
-    group, vm, done = _run_and_image(ctx, group, build)
+    group, vm, access, done = _run_and_image(ctx, group, build, secrets)
     image = image if build is None else done
     if was_off and any(note.startswith(AT_NEXT_START) for note in notes):
         # Booting has started the trainer as it was; the changed spec wants a trainer of its own.
         training.save_and_stop(ctx, group)
-    outcome = training.begin(ctx, group)
+    outcome = training.begin(ctx, group, vm, access, _to_send(ctx, secrets))
+    anew.remove_former(ctx, groups.get(ctx.session, spec.run))
     group = groups.get(ctx.session, spec.run)
+    notes += _about_the_end(ctx, group)
     if group.spec.max_duration or any(note.startswith("max_duration") for note in notes):
         power.backstop(ctx, group, vm)
     return UpResult(
@@ -136,8 +151,36 @@ def up(
         image=group.spec.image,
         image_built=image.built,
         image_pushed=image.pushed,
+        storage_account=group.storage_account,
+        access=group.tags.get(groups.TAG_ACCESS, ""),
+        access_until=group.tags.get(groups.TAG_ACCESS_UNTIL) or None,
         notes=notes,
     )
+
+
+def _wants_new_vm(group: Group, vm: Vm | None) -> bool:
+    """A VM that Azure failed to make stays as a resource; nothing of the user's is on its disk."""
+    return vm is None or (vm.gone_wrong and not group.trained)
+
+
+def _to_send(ctx: Context, secrets: SecretValues) -> Mapping[str, str] | None:
+    """All of them, or none: the VM keeps what it has."""
+    if secrets.complete:
+        return secrets.values
+    ctx.progress.note(f"Not at hand here, so the VM keeps the values it has: {', '.join(secrets.missing)}.")
+    return None
+
+
+def _about_the_end(ctx: Context, group: Group) -> list[str]:
+    """What has to be said of a VM that will not end itself."""
+    if group.ends_itself or group.spec.when_done == "keep" or not ctx.session.capabilities.bills:
+        return []
+    text = (
+        "Once training has finished the VM bills on, until a command (status, logs -f, watch) sees it, or  cloudtrain "
+        f"stop {group.run}  or  cloudtrain down {group.run}: this login could not give the VM the right to end itself."
+    )
+    ctx.progress.note(text)
+    return [text]
 
 
 def dry_run(ctx: Context, spec: RunSpec, *, accept_terms: bool) -> tuple[Plan, list[Check]]:
@@ -163,16 +206,22 @@ def _image_first(ctx: Context, group: Group, spec: RunSpec, build: Build | None)
     return trainer_image.NOTHING_DONE
 
 
-def _run_and_image(ctx: Context, group: Group, build: Build | None) -> tuple[Group, Vm, Ensured]:
+def _run_and_image(
+    ctx: Context, group: Group, build: Build | None, secrets: SecretValues
+) -> tuple[Group, Vm, Access, Ensured]:
+    def running() -> tuple[Group, Vm, Access]:
+        (made, vm), access = together(lambda: _ensure_running(ctx, group, secrets), lambda: durable.prepare(ctx, group))
+        return made, vm, access
+
     try:
-        (made, vm), image = trainer_image.beside(lambda: _ensure_running(ctx, group), build, ctx.progress)
-    except ImageError as error:
+        (made, vm, access), image = trainer_image.beside(running, build, ctx.progress)
+    except (ImageError, NoStorage) as error:
         _undo_after(ctx, group, error, running=True)
         raise
     except Refused as error:
         _undo_after(ctx, group, error)
         raise
-    return made, vm, image
+    return made, vm, access, image
 
 
 def _after_deletion(ctx: Context, run: str) -> Group | None:
@@ -205,6 +254,12 @@ def _create_group(ctx: Context, spec: RunSpec) -> Group:
     with ctx.progress.step("resource group"):
         # Importing the network client takes as long as Azure's answer, and is what comes next.
         return cast(Group, together(make_group, lambda: ctx.session.network)[0])
+
+
+def _go_on(ctx: Context, group: Group, spec: RunSpec) -> Group:
+    """Of a run without a VM, whose work lies in storage: its story goes on."""
+    groups.set_spec(ctx.session, group, spec)
+    return groups.get(ctx.session, group.run)
 
 
 def _adopt(ctx: Context, group: Group, vm: Vm, wanted: RunSpec) -> tuple[Group, list[str]]:
@@ -274,17 +329,12 @@ def _change_vm(ctx: Context, group: Group, vm: Vm, wanted: RunSpec) -> None:
         vms.update(ctx.session, group, changed)
 
 
-def _ensure_running(ctx: Context, group: Group) -> tuple[Group, Vm]:
+def _ensure_running(ctx: Context, group: Group, secrets: SecretValues) -> tuple[Group, Vm]:
     vm = power.settled(ctx, group)
-    if vm is not None and vm.gone_wrong and not group.trained:
-        # A VM that Azure failed to make stays as a resource; nothing of the user's is on its disk.
-        with ctx.progress.step("removing the VM that could not be made"):
-            vms.delete(ctx.session, group, ctx.clock)
-        vm = None
-    if vm is None:
-        vm = create_vm(ctx, group)
-        power.note(ctx, group, "made")
-        return group, vm
+    if _wants_new_vm(group, vm):
+        secret_values.refuse_missing(secrets, group.run)
+        return _new_vm(ctx, group, vm)
+    assert vm is not None, "else a new one is wanted"
     if group.intent is Intent.STOPPED:
         groups.set_intent(ctx.session, group, Intent.RUNNING, ctx.clock.now())
     if vm.power is not PowerState.RUNNING:
@@ -292,31 +342,15 @@ def _ensure_running(ctx: Context, group: Group) -> tuple[Group, Vm]:
     return groups.get(ctx.session, group.run), vm
 
 
-def create_vm(ctx: Context, group: Group) -> Vm:
-    """Make the VM of the run's generation, and its network. Made already: the same again changes nothing."""
-
-    def make_vnet() -> str:
-        with ctx.progress.step("virtual network", usually="about 10 s on Azure"):
-            return network.create_vnet(ctx.session, group)
-
-    def make_nsg() -> str:
-        rule = f"port 22 from {group.spec.ssh}" if group.spec.ssh else "no inbound rule"
-        with ctx.progress.step(f"network security group ({rule})", usually="about 5 s on Azure"):
-            return network.create_nsg(ctx.session, group)
-
-    subnet_id, nsg_id = together(make_vnet, make_nsg)
-    with ctx.progress.step(f"Spot VM {group.spec.size} in {group.location}", usually="1 to 3 minutes on Azure"):
-        vms.create(ctx.session, group, subnet_id=subnet_id, nsg_id=nsg_id)
-        vm = power.settled(ctx, group)
-    if vm is None or vm.gone_wrong:
-        raise Refused(
-            "VmNotMade",
-            f"The Spot VM was asked for, and is {'gone: it was evicted at once' if vm is None else vm.failure}.",
-            f"cloudtrain up {group.run}  tries again; another --size or --location may have more capacity.",
-            Blocks.SIZE,
-        )
-    # Evicted while it was made: one more try, and then it is for the user to say.
-    return vm if vm.power is PowerState.RUNNING else power.start(ctx, group)
+def _new_vm(ctx: Context, group: Group, failed: Vm | None) -> tuple[Group, Vm]:
+    if group.intent is Intent.STOPPED:
+        groups.set_intent(ctx.session, group, Intent.RUNNING, ctx.clock.now())
+    if group.storage_account or failed is not None:
+        # What another VM of the run has done goes on, and that one must not come back.
+        group = anew.claim(ctx, group, group.place)
+    vm = anew.create_vm(ctx, group)
+    power.note(ctx, group, "recreated" if group.generation > 1 else "made")
+    return groups.get(ctx.session, group.run), vm
 
 
 def _undo_after(ctx: Context, group: Group, reason: CloudtrainError, *, running: bool = False) -> None:
@@ -328,9 +362,9 @@ def _undo_after(ctx: Context, group: Group, reason: CloudtrainError, *, running:
 
 
 def _undo(ctx: Context, group: Group, *, running: bool = False) -> None:
-    """No VM, or no image for it: a group that never trained holds nothing of the user's, and would only be in the way.
-    running: a VM that runs goes, too."""
-    if group.trained:
+    """No VM, or no image or storage for it: a group that never trained holds nothing of the user's, and would only be
+    in the way. running: a VM that runs goes, too."""
+    if group.trained or group.storage_account:
         return
     vm = vms.find(ctx.session, group)
     if vm is not None and not vm.gone_wrong and not running:

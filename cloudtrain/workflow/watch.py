@@ -17,9 +17,10 @@ from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import Blocks, CloudtrainError, Exit, NoSuchRun, Refused
 from cloudtrain.guest.observation import Observation as GuestObservation
-from cloudtrain.recovery import Action, Do, Guest, Limits, Memory, Observation, Place, Power, Want
+from cloudtrain.recovery import Action, Do, Guest, Limits, Memory, Observation, Place, Power, Want, places
 from cloudtrain.recovery.history import Event, sums
-from cloudtrain.workflow import history, power, training, up
+from cloudtrain.spec import RunSpec
+from cloudtrain.workflow import anew, durable, history, power, release, training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.results import Training, last_known
 from cloudtrain.workflow.state import FAILED, state_of
@@ -30,7 +31,7 @@ LOOKS_PER_GUEST_LOOK = 12
 # Saving takes up to a minute, deallocating half of one.
 STOPPING_SECONDS = 120.0
 # What leaves the run other than it was looked at.
-CHANGING = recovery.RESTARTING | {Do.SAVE_AND_STOP, Do.RELEASE, Do.HONOUR_STOP}
+CHANGING = recovery.RESTARTING | {Do.BEGIN, Do.SAVE_AND_STOP, Do.RELEASE, Do.HONOUR_STOP}
 # So long a run without a VM is believed to be in the hands of the `up` that makes it.
 MAKING_SECONDS = 900.0
 
@@ -112,11 +113,13 @@ class _Watcher:
     failures: int = 0
     # What the guest told at this look.
     told: Training | None = None
+    seen: GuestObservation | None = None
+    warning: str = ""
     news: list[Event] = field(default_factory=list)
 
     def look(self) -> _Look:
         """Once it has begun it never ends because a request was refused or lost: that says nothing of the run."""
-        self.told, self.news = None, []
+        self.told, self.seen, self.news = None, None, []
         try:
             look = self._look()
         except NoSuchRun:
@@ -140,6 +143,7 @@ class _Watcher:
         vm = vms.find(self.ctx.session, group)
         if not lease.take(self.ctx.session, group, self.holder, self._now()):
             return self._say(state_of(group, vm, None), Do.NOTHING, "another watcher, or a command, looks after it")
+        group = release.noticed(self.ctx, group, vm)
         before = self._observe(group, vm)
         observation = msgspec.structs.replace(before, memory=recovery.seen(before))
         action = recovery.decide(observation)
@@ -148,7 +152,10 @@ class _Watcher:
         memory = self._do(group, vm, observation, action)
         if memory != observation.memory:
             notes.set_memory(self.ctx.session, group, memory)
-        return self._conclude(group, vm, action, memory)
+        look = self._conclude(group, vm, action, memory)
+        # What earlier generations left goes once this one has trained.
+        gone = anew.remove_former(self.ctx, group) if group.trained or look.over else not group.has_former
+        return replace(look, over=look.over and gone)
 
     def leave(self, group: Group) -> None:
         try:
@@ -162,7 +169,7 @@ class _Watcher:
     def _observe(self, group: Group, vm: Vm | None) -> Observation:
         memory, spec = notes.memory(group), group.spec
         state = self._power(group, vm)
-        here = Place(vm.size if vm else spec.size, group.location, spot=vm is None or vm.priority != "Regular")
+        here = vm.place if vm else group.place
         wanted = group.intent is Intent.RUNNING
         off = vm is not None and vm.power in (PowerState.DEALLOCATED, PowerState.STOPPED)
         return Observation(
@@ -171,8 +178,12 @@ class _Watcher:
             power=state,
             place=here,
             watched=group.watched,
-            places=tuple(Place(size, group.location) for size in (spec.size, *spec.other_sizes)),
+            durable=bool(group.storage_account),
+            kept=spec.when_done == "keep",
+            places=places_of(spec),
+            on_demand_after=spec.on_demand_after or 0.0,
             trained=group.trained,
+            begun=group.trained or group.generation == 1,
             saved_step=group.progress.saved,
             user_stopped=(
                 health.stopped_by_somebody(self.ctx.session, vm.id, group.wanted_since)
@@ -200,8 +211,8 @@ class _Watcher:
 
     def _power(self, group: Group, vm: Vm | None) -> Power:
         if vm is None:
-            young = self._now() - group.begun < MAKING_SECONDS
-            return Power.MOVING if young and not group.trained else Power.GONE
+            being_made = group.generation == 1 and not group.trained and not notes.memory(group).off_since
+            return Power.MOVING if being_made and self._now() - group.begun < MAKING_SECONDS else Power.GONE
         if vm.provisioning in power.ON_THE_WAY or vm.power in power.MOVING:
             return Power.MOVING
         if vm.gone_wrong and vm.power is not PowerState.RUNNING and not group.trained:
@@ -230,7 +241,8 @@ class _Watcher:
             # It boots, or is busy, or the network is: asked again at the next look. It says nothing of the VM.
             self.looks = 0
             return None
-        self.told = training.of(seen)
+        self.told, self.seen = training.of(seen), seen
+        self.warning = durable.renew(self.ctx, group, vm)
         if group.spec.max_duration:
             power.backstop(self.ctx, group, vm)
         if group.trained:
@@ -246,17 +258,24 @@ class _Watcher:
         """Returns the memory after it."""
         if action.do in recovery.RESTARTING and action.place is not None:
             return self._bring_back(group, vm, observation, action, action.place)
-        if action.do is Do.SAVE_AND_STOP:
+        if action.do is Do.BEGIN and vm is not None:
+            anew.go_on(self.ctx, group, vm)
+        elif action.do is Do.SAVE_AND_STOP:
             stop(self.ctx, self.run, why=action.why)
         elif action.do is Do.RELEASE:
-            groups.set_intent(self.ctx.session, group, Intent.FINISHED, self.ctx.clock.now())
-            with self.ctx.progress.step("deallocating the VM", usually="10 to 30 s on Azure"):
-                vms.deallocate(self.ctx.session, group, self.ctx.clock)
-            self._record(group, "released", why=action.why)
+            self._release(group, vm)
         elif action.do is Do.HONOUR_STOP:
             groups.set_intent(self.ctx.session, group, Intent.STOPPED, self.ctx.clock.now())
             self._record(group, "stopped", why=action.why)
         return observation.memory
+
+    def _release(self, group: Group, vm: Vm | None) -> None:
+        if self.seen is None and vm is not None and vm.power is PowerState.RUNNING:
+            self._ask_guest(group, vm)
+        if self.seen is not None:
+            release.after_finish(self.ctx, group, vm, self.seen)
+        else:
+            release.deallocate(self.ctx, group)
 
     def _bring_back(
         self, group: Group, vm: Vm | None, observation: Observation, action: Action, place: Place
@@ -265,14 +284,14 @@ class _Watcher:
             return observation.memory
         try:
             if action.do is Do.RECREATE:
-                self._recreate(group, vm, place)
+                anew.make_anew(self.ctx, group, place)
             else:
                 self._start(group, place, resize=action.do is Do.RESIZE)
         except Refused as refusal:
             self._record(group, "refused", where=place.in_words, why=refusal.code)
             return recovery.after_refusal(observation, place, refusal.code, refusal.blocks or Blocks.SIZE)
         what = {Do.START: "started", Do.RESIZE: "resized", Do.RECREATE: "recreated"}[action.do]
-        power.note(self.ctx, group, what)
+        power.note(self.ctx, groups.get(self.ctx.session, self.run), what)
         self.looks = 0
         if not self._still_wanted():
             # Somebody ran `stop` while the VM was being started, and may have found it off.
@@ -283,16 +302,9 @@ class _Watcher:
         if resize:
             with self.ctx.progress.step(f"changing the VM to {place.size}"):
                 vms.update(self.ctx.session, group, {"hardwareProfile": {"vmSize": place.size}})
+                groups.set_tags(self.ctx.session, group, groups.place_tags(place))
         with self.ctx.progress.step("starting the VM", usually="about a minute on Azure"):
             vms.start(self.ctx.session, group, self.ctx.clock)
-
-    def _recreate(self, group: Group, vm: Vm | None, place: Place) -> None:
-        if vm is not None:
-            with self.ctx.progress.step("removing the VM that could not be made"):
-                vms.delete(self.ctx.session, group, self.ctx.clock)
-        moved = replace(group, spec=msgspec.structs.replace(group.spec, size=place.size))
-        up.create_vm(self.ctx, moved)
-        training.begin(self.ctx, moved)
 
     def _still_wanted(self) -> bool:
         now = groups.find(self.ctx.session, self.run)
@@ -317,9 +329,12 @@ class _Watcher:
             vm = vms.find(self.ctx.session, group)
         state = state_of(group, vm, self.told)
         waits = memory.next_at if memory.next_at > self._now() else None
-        ended = group.intent is not Intent.RUNNING and (vm is None or vm.power is PowerState.DEALLOCATED)
+        kept = group.intent is Intent.FINISHED and group.spec.when_done == "keep"
+        off = vm is None or vm.power is PowerState.DEALLOCATED
+        ended = group.intent is not Intent.RUNNING and (off or kept)
         over = ended or (action.do is Do.REPORT and vm is None)
-        return self._say(state, action.do, self._text(action, memory, waits), over=over, until=waits)
+        text = f"{self.warning} {self._text(action, memory, waits)}".lstrip()
+        return self._say(state, action.do, text, over=over, until=waits)
 
     def _text(self, action: Action, memory: Memory, waits: float | None) -> str:
         resumed = [event for event in self.news if event.what == "resumed"]
@@ -358,6 +373,17 @@ class _Watcher:
 
     def _now(self) -> float:
         return self.ctx.clock.now().timestamp()
+
+
+def places_of(spec: RunSpec) -> tuple[Place, ...]:
+    return places(
+        spec.size,
+        spec.location,
+        zones=spec.zones,
+        other_sizes=spec.other_sizes,
+        other_locations=spec.other_locations,
+        on_demand=spec.on_demand_after is not None,
+    )
 
 
 _DONE = {Do.START: "started", Do.RESIZE: "changed to and started", Do.RECREATE: "made anew:"}

@@ -107,7 +107,7 @@ def test_names_are_taken(run: str) -> None:
 
 def test_the_spec_has_to_fit_into_tags() -> None:
     long = settings(trainer_args=["--note", "x" * 9000])
-    with pytest.raises(InvalidSpec, match="8192"):
+    with pytest.raises(InvalidSpec, match="7168"):
         resolve(long, Defaults(), KEY)
 
 

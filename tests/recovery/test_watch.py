@@ -205,7 +205,9 @@ def test_up_watch_stays_until_the_run_has_finished(rehearsal: Rehearsal) -> None
     assert rehearsal.training.digest == undisturbed()
 
 
-def test_a_lost_disk_is_said_and_not_looped_over(rehearsal: Rehearsal) -> None:
+def test_a_lost_disk_of_a_run_without_storage_is_said_and_not_looped_over(rehearsal: Rehearsal) -> None:
+    none = {"operation": "Merge", "properties": {"tags": {"cloudtrain-storage": ""}}}  # an older cloudtrain made it
+    rehearsal.azure("PATCH", "/providers/Microsoft.Resources/tags/default", none, "2021-04-01")
     rehearsal.clock.sleep(2000)
     rehearsal.azure("DELETE", "/providers/Microsoft.Compute/virtualMachines/horses-g1")
     rehearsal.clock.sleep(60)

@@ -2,10 +2,14 @@
 
 A disk holds what a real one would: the newest checkpoint, and what was last seen of training. Between two looks time
 passes in the model, not in threads: `_Disk.advance` brings it to now. Everything lives in the memory of one process.
+
+Where a job uploads, each resource group has a storage that outlives its VMs: a checkpoint is there some seconds after
+it was saved, if the VM was on for so long, and a VM of a higher generation fences those before it.
 """
 
 import hashlib
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +22,14 @@ from cloudtrain.emulator.machines import MachineError, MachineSpec, OffCause, Po
 @dataclass(frozen=True)
 class Job:
     """What every run trains. Seconds of the clock: of a step, between two checkpoints, of a save, from boot to the
-    trainer's first step."""
+    trainer's first step; from a save to its checkpoint in storage, None where there is no storage."""
 
     steps: int = 1000
     step_seconds: float = 60.0
     checkpoint_seconds: float = 600.0
     save_seconds: float = 1.0
     start_seconds: float = 30.0
+    upload_seconds: float | None = None
 
     @property
     def steps_per_checkpoint(self) -> int:
@@ -59,8 +64,44 @@ class Training:
         return self.job.steps
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    step: int = 0
+    digest: str = ""
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Of one resume: the steps that had been done and are done again, and whether a notice had come."""
+
+    steps: int
+    noticed: bool
+
+
+@dataclass
+class Storage:
+    """What outlives the VMs of one resource group, and what really happened to them. step: the last one that was done.
+    doubles: how often a VM began to train while another of the group did. false_boots: of VMs that were training."""
+
+    generation: int = 0
+    newest: Checkpoint = Checkpoint()
+    finished: bool = False
+    step: int = 0
+    noticed: bool = False
+    seen: float | None = None
+    resumes: int = 0
+    losses: list[Loss] = field(default_factory=list)
+    doubles: int = 0
+    false_boots: int = 0
+
+
 class Guest(Protocol):
-    """The words of the guest's scripts, which the emulator does not know."""
+    """The words of the guest's scripts and of a VM's tags, which the emulator does not know."""
+
+    def generation(self, tags: Mapping[str, str]) -> int:
+        """Which of a run's VMs it is, as they follow each other."""
+        ...
 
     def wants(self, script: str) -> str:
         """'install', 'stop', or 'read'."""
@@ -82,9 +123,13 @@ class _Script:
 
 @dataclass
 class _Disk:
-    """One VM: its disk, its power, its trainer."""
+    """One VM: its disk, its power, its trainer. unsent: checkpoints that may not be in storage yet."""
 
     told: Training
+    storage: Storage = field(default_factory=Storage)
+    generation: int = 1
+    spot: bool = True
+    unsent: list[Checkpoint] = field(default_factory=list)
     boot: int = 0
     cause: OffCause = OffCause.NEVER_STARTED
     off_since: float | None = None
@@ -118,30 +163,74 @@ class _Disk:
                 last_seen=told.before_time,
             )
         told.step = max(told.step, step)
-        self._save(step if step == job.steps else step - step % job.steps_per_checkpoint)
+        self.storage.step = max(self.storage.step, step)
+        self._save_on_the_way(step)
+        self._send(now)
         if step == job.steps:
             told.finished, told.under_way = True, False
             self._note(self.trains_from + (job.steps - told.resumed_from) * job.step_seconds, "finished", step=step)
 
-    def _save(self, step: int) -> None:
+    def _save_on_the_way(self, step: int) -> None:
+        """Every checkpoint up to that step, each at its time."""
+        told, job = self.told, self.told.job
+        begun = self.trains_from or 0.0
+        last = step if step == job.steps else step - step % job.steps_per_checkpoint
+        while told.saved < last:
+            following = min(last, told.saved - told.saved % job.steps_per_checkpoint + job.steps_per_checkpoint)
+            self._save(following, begun + (following - told.resumed_from) * job.step_seconds + job.save_seconds)
+
+    def _save(self, step: int, at: float) -> None:
         """The chain goes on from the newest checkpoint: steps done again are hashed again."""
         told = self.told
+        if step <= told.saved:
+            return
         for number in range(told.saved + 1, step + 1):
             told.digest = hashlib.sha256(f"{told.digest}{number}".encode()).hexdigest()
-        told.saved = max(told.saved, step)
+        told.saved = step
+        self.unsent.append(Checkpoint(step, told.digest, at))
+
+    def _send(self, now: float) -> None:
+        """Checkpoints that had the time to reach storage are there; a fenced VM sends nothing."""
+        takes = self.told.job.upload_seconds
+        if takes is None or self.fenced:
+            return
+        sent = [checkpoint for checkpoint in self.unsent if checkpoint.at + takes <= now]
+        if sent and sent[-1].step > self.storage.newest.step:
+            self.storage.newest = sent[-1]
+            self.storage.finished = sent[-1].step == self.told.job.steps
+        self.unsent = [checkpoint for checkpoint in self.unsent if checkpoint.at + takes > now]
+
+    @property
+    def fenced(self) -> bool:
+        return self.told.job.upload_seconds is not None and self.generation < self.storage.generation
 
     def _note(self, at: float, event: str, **details: Any) -> None:
         self.told.events.append({"time": at, "event": event, **details})
 
     def start(self, now: float) -> None:
-        """The trainer resumes from the newest checkpoint."""
-        told = self.told
-        if told.finished or self.trains_from is not None:
+        """The trainer resumes from the newest checkpoint, that of the disk or that in storage."""
+        told, storage = self.told, self.storage
+        if told.job.upload_seconds is not None:
+            storage.generation = max(storage.generation, self.generation)
+            self._fetch()
+        if told.finished or self.trains_from is not None or self.fenced:
             return
         if told.under_way or told.step:
             told.before_step, told.resumes = told.step, told.resumes + 1
         told.resumed_from = told.step = told.saved
+        if storage.step:
+            storage.losses.append(Loss(storage.step - told.resumed_from, storage.noticed))
+        storage.step, storage.noticed = told.resumed_from, False
         self.trains_from = now + told.job.start_seconds
+
+    def _fetch(self) -> None:
+        """A disk that has no checkpoint or an older one gets the newest that is in storage."""
+        told, newest = self.told, self.storage.newest
+        if self.fenced or newest.step <= told.saved:
+            return
+        told.saved, told.digest = newest.step, newest.digest
+        told.step, told.before_time = self.storage.step, self.storage.seen
+        told.resumes, told.finished = self.storage.resumes, self.storage.finished
 
     def install(self, now: float) -> None:
         """What the first script of `up` does; training that runs is left alone."""
@@ -154,12 +243,15 @@ class _Disk:
     def stop(self, now: float) -> None:
         """SIGTERM: save what was done, and end."""
         if self.told.under_way:
-            self._save(self.told.step)
+            self._save(self.told.step, now)
+            # It waits for what is on its way, as the guest does.
+            self._send(now + (self.told.job.upload_seconds or 0.0))
         self.end(now)
 
     def end(self, now: float) -> None:
         if self.told.under_way:
-            self.told.before_time = now
+            self.told.before_time = self.storage.seen = now
+            self.storage.resumes = self.told.resumes
         self.trains_from, self.told.under_way = None, False
 
     def power_on(self, now: float) -> None:
@@ -175,9 +267,11 @@ class _Disk:
 
     def warn(self, now: float, notice: float) -> None:
         """Preempt: the guest saves and says that it is ready, so the cut comes as soon as it has saved."""
-        save = self.told.job.save_seconds if self.told.under_way else 0.0
+        job = self.told.job
+        save = job.save_seconds + (job.upload_seconds or 0.0) if self.told.under_way else 0.0
         if notice >= save and notice > 0:
             self._note(now, "notice", notice_seconds=notice)
+            self.storage.noticed = True
             saved = self.told.step if self.told.under_way else None
             self.stop(now)
             self._note(now + save, "gone", exit_code=75, saved_step=saved)
@@ -194,6 +288,8 @@ class SimulatedMachines:
     def __init__(self, clock: Clock, guest: Guest, job: Job | None = None) -> None:
         self._clock, self._guest, self._job = clock, guest, job or Job()
         self._disks: dict[str, _Disk] = {}
+        self.storages: dict[str, Storage] = {}
+        """Of each resource group that had a VM."""
         self._mutex = threading.RLock()
         self.boots: list[tuple[float, str, bool]] = []
         """Every boot: when, of which VM, and whether it trained at that moment (which must never be)."""
@@ -202,6 +298,17 @@ class SimulatedMachines:
         """The disk's state, brought to now."""
         with self._mutex:
             return self._now(vm_id).told
+
+    def on_in(self, resource_group: str) -> list[str]:
+        """The VMs of a group that are on, the newest last."""
+        storage = self.storages.get(resource_group)
+        with self._mutex:
+            mine = [vm_id for vm_id, disk in self._disks.items() if disk.storage is storage]
+            return [vm_id for vm_id in mine if self._now(vm_id).told.on]
+
+    def may_be_evicted(self, vm_id: str) -> bool:
+        """Azure evicts Spot VMs only."""
+        return self._disks[vm_id].spot
 
     def _now(self, vm_id: str) -> _Disk:
         disk = self._disks.get(vm_id)
@@ -216,13 +323,24 @@ class SimulatedMachines:
             raise MachineError("The VM is off.")
         return disk
 
+    def _new_disk(self, spec: MachineSpec) -> _Disk:
+        generation = self._guest.generation(spec.tags)
+        storage = self.storages.get(spec.resource_group)
+        if storage is None or generation == 1:
+            # A first generation is a new run, whatever an earlier one of that name left.
+            storage = self.storages[spec.resource_group] = Storage()
+        return _Disk(Training(self._job), storage, generation, spec.priority != "Regular")
+
     def boot(self, spec: MachineSpec, *, same_host: bool = False) -> None:
         with self._mutex:
-            disk = self._disks.setdefault(spec.vm_id, _Disk(Training(self._job)))
+            if spec.vm_id not in self._disks:
+                self._disks[spec.vm_id] = self._new_disk(spec)
+            disk = self._disks[spec.vm_id]
             now = self._clock.now().timestamp()
             disk.advance(now)
             if not disk.told.on:
                 self.boots.append((now, spec.vm_id, disk.told.under_way))
+                disk.storage.false_boots += disk.told.under_way
                 disk.power_on(now)
 
     def power(self, vm_id: str) -> Power:
@@ -257,6 +375,7 @@ class SimulatedMachines:
         with self._mutex:
             disk, now = self._on(vm_id), self._clock.now().timestamp()
             self.boots.append((now, vm_id, disk.told.under_way))
+            disk.storage.false_boots += disk.told.under_way
             disk.stop(now)
             disk.power_on(now)
 
@@ -279,10 +398,22 @@ class SimulatedMachines:
             disk.scripts[key] = _Script(script, now)
             wants = self._guest.wants(script.text)
             if wants == "install":
+                self._fence(disk, now)
                 disk.install(now)
             elif wants == "stop":
                 disk.stop(now)
             return key
+
+    def _fence(self, disk: _Disk, now: float) -> None:
+        """A VM reads the fence all the time: those that a newer one has overtaken end their trainer."""
+        for other in self._disks.values():
+            if other.storage is not disk.storage or other is disk:
+                continue
+            other.advance(now)
+            if other.generation < disk.generation and disk.told.job.upload_seconds is not None:
+                disk.storage.generation = max(disk.storage.generation, disk.generation)
+                other.end(now)
+            disk.storage.doubles += other.told.on and other.trains_from is not None
 
     def script(self, vm_id: str, key: str) -> ScriptResult:
         with self._mutex:

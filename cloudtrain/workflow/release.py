@@ -1,0 +1,80 @@
+"""A finished run stops its VM from billing: by the VM itself where it may, else by whichever command sees it first."""
+
+from datetime import datetime
+
+from cloudtrain.azure import group as groups
+from cloudtrain.azure import notes
+from cloudtrain.azure import vm as vms
+from cloudtrain.azure.group import Group, Intent
+from cloudtrain.azure.vm import PowerState, Vm
+from cloudtrain.guest import Observation
+from cloudtrain.recovery.history import Event
+from cloudtrain.workflow import durable, power, training
+from cloudtrain.workflow.context import Context
+
+# A guest that has sent nothing for so long is not waited for: what it has stays on the disk.
+STALLED_SECONDS = 600.0
+
+
+def after_finish(ctx: Context, group: Group, vm: Vm | None, seen: Observation) -> str:
+    """Do with a finished run's VM what `when_done` says, once all of it is in storage. Returns what there is to say."""
+    wanted = group.spec.when_done
+    if not seen.finished or wanted == "keep" or vm is None or vm.power is not PowerState.RUNNING:
+        return ""
+    if _still_sending(group, seen):
+        return f"Training has finished; the VM is sending the rest to storage, then it goes ({wanted})."
+    if wanted == "delete" and _all_sent(group, seen):
+        groups.set_intent(ctx.session, group, Intent.FINISHED, ctx.clock.now())
+        with ctx.progress.step("deleting the VM of the finished run", usually="about a minute on Azure"):
+            vms.delete(ctx.session, group, ctx.clock)
+        _note(ctx, group)
+        said = "Training has finished, and everything is in storage: the VM and its disk are deleted."
+    else:
+        deallocate(ctx, group)
+        said = "Training has finished: the VM is deallocated, its disk stays."
+        if wanted == "delete":
+            said += " It was not deleted, for not everything on it is in storage."
+    return said
+
+
+def deallocate(ctx: Context, group: Group) -> None:
+    """The VM of a run that has finished."""
+    groups.set_intent(ctx.session, group, Intent.FINISHED, ctx.clock.now())
+    with ctx.progress.step("deallocating the VM of the finished run", usually="10 to 30 s on Azure"):
+        vms.deallocate(ctx.session, group, ctx.clock)
+        power.until_off(ctx, group)
+    _note(ctx, group)
+
+
+def _note(ctx: Context, group: Group) -> None:
+    notes.add(ctx.session, group, Event(at=ctx.clock.now().timestamp(), what="released", why="training has finished"))
+
+
+def _still_sending(group: Group, seen: Observation) -> bool:
+    sending = seen.storage
+    if not group.storage_account or sending is None or not sending.pending or sending.refused:
+        return False
+    return sending.at is None or seen.time - sending.at < STALLED_SECONDS
+
+
+def _all_sent(group: Group, seen: Observation) -> bool:
+    return bool(group.storage_account and seen.storage and not seen.storage.pending and not seen.storage.refused)
+
+
+def noticed(ctx: Context, group: Group, vm: Vm | None) -> Group:
+    """The group, marked as finished where its VM has finished and then ended itself: only storage tells that apart
+    from an eviction."""
+    off = vm is None or vm.power in (PowerState.DEALLOCATED, PowerState.DEALLOCATING, PowerState.STOPPED)
+    if not off or group.intent is not Intent.RUNNING or group.spec.when_done == "keep":
+        return group
+    seen = durable.told(ctx, group)
+    if seen is None or not seen.finished or seen.time < _last_seen(group):
+        return group
+    training.remember(ctx, group, training.of(seen))
+    return groups.get(ctx.session, group.run)
+
+
+def _last_seen(group: Group) -> float:
+    """Whatever is older was told before the run was made to go on, by other arguments perhaps."""
+    at = group.progress.at
+    return datetime.fromisoformat(at).timestamp() if at else 0.0
