@@ -57,8 +57,8 @@ class Defaults:
 class Capabilities:
     """What a workflow may ask for. notice: the warning before an eviction can be chosen. published_images: a VM can
     pull any image. ssh: a VM has an SSH server. bills: what is made costs money. poll_seconds: how often to look at a
-    thing that changes by itself (Azure allows about 36 reads of a VM in 3 minutes). publish_seconds: how often the guest
-    writes to the run's storage what it sees."""
+    thing that changes by itself (Azure allows about 36 reads of a VM in 3 minutes). publish_seconds: how often the
+    guest writes to the run's storage what it sees."""
 
     notice: bool
     published_images: bool
