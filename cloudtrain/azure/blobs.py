@@ -183,12 +183,13 @@ def matches(path: Path, blob: BlobInfo) -> bool:
         if path.stat().st_size != blob.size:
             return False
         if blob.md5:
-            return _md5(path) == blob.md5
+            return md5(path) == blob.md5
         return path.name.endswith(".part")
     return False
 
 
-def _md5(path: Path) -> bytes:
+def md5(path: Path) -> bytes:
+    """Of a file's content."""
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

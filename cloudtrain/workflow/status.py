@@ -122,7 +122,10 @@ def _told(ctx: Context, group: Group, vm: Vm | None) -> _Told:
     container = stored.readable(ctx, group)
     seen, events = _in_storage(ctx, group, container) if container is not None else (None, [])
     if vm is None or vm.power is not PowerState.RUNNING:
-        return _last_told(group, seen, events)
+        last = _last_told(group, seen, events)
+        if last.live is not None:
+            _keep_the_end(ctx, group, last.live)
+        return last
     if seen is None or not stored.is_fresh(ctx, group, seen):
         return _ask(ctx, group, seen, events)
     live = _dated(training.of(seen), seen)
