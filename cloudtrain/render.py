@@ -499,13 +499,13 @@ def _next_of_state(run: str, state: str, vm: "VmInfo | None") -> list[Row]:
     again = (f"cloudtrain restart {run}", "goes on from the newest checkpoint")
     remove = (f"cloudtrain down {run}", "remove every trace")
     if state == "finished" and (vm is None or vm.power_state != "running"):
-        return [(f"cloudtrain restart {run}", "starts the VM, whose disk has logs and weights"), remove]
+        return [(f"cloudtrain pull {run}", "bring home the model, from storage"), remove]
     return {
         "running": [follow],
         "provisioning": [(f"cloudtrain up {run}", "goes on with what is missing")],
         "evicted": [again, remove],
         "stopped": [again, remove],
-        "finished": [(f"cloudtrain logs {run}", "its journal"), remove],
+        "finished": [(f"cloudtrain pull {run}", "bring home the model"), remove],
         "failed": [(f"cloudtrain logs {run} --source container", "what the trainer said"), remove],
     }.get(state, [])
 

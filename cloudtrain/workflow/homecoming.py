@@ -101,6 +101,9 @@ def opened(ctx: Context, group: Group, candidates: list[Path], files: Mapping[st
     """The first of the directories where nothing else is in the way of these files. Raises CloudtrainError."""
     why = CloudtrainError("WouldOverwrite", "")
     for directory in candidates:
+        if os.path.lexists(directory) and not directory.is_dir():
+            why = _cannot_write(directory, "it is no directory")
+            continue
         with _telling_of(directory), _locked(ctx, directory):
             note = _read_note(directory, Note(group.run, ctx.session.cloud, group.created))
             if isinstance(note, CloudtrainError):
@@ -124,11 +127,13 @@ def _telling_of(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CloudtrainError(
-            "CannotWrite",
-            f"Files cannot be written to {directory}: {error.strerror or error}.",
-            "--to DIRECTORY  names another place.",
-        ) from error
+        raise _cannot_write(directory, error.strerror or str(error)) from error
+
+
+def _cannot_write(directory: Path, why: str) -> CloudtrainError:
+    return CloudtrainError(
+        "CannotWrite", f"Files cannot be written to {directory}: {why}.", "--to DIRECTORY  names another place."
+    )
 
 
 @contextmanager

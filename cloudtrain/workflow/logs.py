@@ -46,7 +46,12 @@ def logs(ctx: Context, run: str, *, source: str, follow: bool, emit: Callable[[s
         log.read()
     else:
         return _from_vm_or_storage(ctx, group, vm, log, source, emit)
-    return LogsResult(run=run, source=source, bytes=log.total)
+    return _ended(group, log)
+
+
+def _ended(group: Group, log: StoredLog) -> LogsResult:
+    log.end()
+    return LogsResult(run=group.run, source=log.source, bytes=log.total)
 
 
 def _from_vm_or_storage(
@@ -59,7 +64,7 @@ def _from_vm_or_storage(
     except (GuestUnreachable, Refused) as error:
         ctx.progress.note(f"The VM could not be asked; this is what came to the run's storage. {error.message}")
         log.read()
-        return LogsResult(run=group.run, source=source, bytes=log.total)
+        return _ended(group, log)
     emit("".join(pieces))
     return result
 
@@ -192,6 +197,7 @@ def _from_vm(
                 raise
             continue
         if ended or not follow:
+            reader.end(emit)
             return LogsResult(run=group.run, source=source, bytes=reader.total)
         ctx.clock.sleep(max(1.0, ctx.session.capabilities.poll_seconds))
 

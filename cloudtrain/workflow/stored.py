@@ -185,3 +185,8 @@ class StoredLog:
         if piece:
             self.total += len(piece)
             self._emit(self._text.decode(piece))
+
+    def end(self) -> None:
+        """Hand over the rest of a character that was cut off for good."""
+        if rest := self._text.decode(b"", True):
+            self._emit(rest)

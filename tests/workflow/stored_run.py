@@ -58,11 +58,7 @@ class StoredRun:
         blob.set_http_headers(ContentSettings(content_md5=bytearray(md5(b"what was sent"))))
 
     def log(self, source: str, number: int, data: bytes) -> None:
-        blob = self.container.get_blob_client(f"{durable.LOGS}{source}.{number:06}")
-        if not blob.exists():
-            blob.create_append_blob()
-        if data:
-            blob.append_block(data)
+        send_log(self.container, source, number, data)
 
     def events(self, *events: Mapping[str, object]) -> None:
         self.log("events", 1, b"".join(json.dumps(event).encode() + b"\n" for event in events))
@@ -134,6 +130,14 @@ class StoredRun:
         found = storage.find(self.session, groups.get(self.session, RUN))
         assert found is not None
         return found
+
+
+def send_log(container: Any, source: str, number: int, data: bytes) -> None:
+    blob = container.get_blob_client(f"{durable.LOGS}{source}.{number:06}")
+    if not blob.exists():
+        blob.create_append_blob()
+    if data:
+        blob.append_block(data)
 
 
 def stored_file(path: str, blob: str, data: bytes) -> dict[str, Any]:
