@@ -238,6 +238,11 @@ class LogReader:
         ended, self._saw_end = self._saw_end, seen.finished or seen.failed is not None
         return ended
 
+    def end(self, emit: Callable[[str], None]) -> None:
+        """Hand over the rest of a character that was cut off for good."""
+        if rest := self._text.decode(b"", True):
+            emit(rest)
+
 
 def _settings(ctx: Context, group: Group, ends_itself: bool) -> GuestSettings:
     spec = group.spec
