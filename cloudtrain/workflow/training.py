@@ -261,6 +261,8 @@ def _settings(ctx: Context, group: Group, ends_itself: bool) -> GuestSettings:
         gpus=has_gpu(group.place.size),
         # Of our own trainer it is known, so that a slow start is waited for; any other image shows what it does.
         writes_progress=True if ours else None,
+        # Whoever reads storage judges by it how old is too old.
+        tuning={"publish_seconds": ctx.session.capabilities.publish_seconds},
     )
 
 
