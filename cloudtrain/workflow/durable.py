@@ -267,7 +267,13 @@ def entered(ctx: Context, storage: Storage) -> Any:
 def _opened_by_right(ctx: Context, storage: Storage, refusal: Refused) -> Any:
     """A caller that may assign roles has one soon; any other may be allowed to use the account's keys."""
     if not _may_assign(ctx, storage):
-        return storages.open_with_key(ctx.session, storage, ctx.clock)
+        try:
+            return storages.open_with_key(ctx.session, storage, ctx.clock)
+        except Refused as no_key:
+            if no_key.code != "AuthorizationFailed":
+                raise
+            # The role is what to ask for; a key would be the way around it.
+            raise refusal from no_key
     deadline = ctx.clock.now().timestamp() + SPREADING_SECONDS
     with ctx.progress.step("waiting for the role on the blobs", usually="30 s to 10 minutes on Azure"):
         while ctx.clock.now().timestamp() < deadline:

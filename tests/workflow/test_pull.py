@@ -312,33 +312,34 @@ def test_two_pulls_into_one_directory_wait_for_each_other(stored: StoredRun, clo
 # refusals
 
 
-def test_without_a_role_on_the_blobs_the_error_names_the_role(stored: StoredRun) -> None:
+def test_who_may_assign_roles_needs_none_beforehand(stored: StoredRun) -> None:
     finished_run(stored)
     stored.take_the_role()
+    assert stored.data("pull", "horses")["complete"]
+
+
+def test_without_any_right_on_the_blobs_the_error_names_the_role_and_down_keeps_the_run(stored: StoredRun) -> None:
+    finished_run(stored)
+    stored.take_the_role()
+    for operation in ("RoleAssignments_Create", "StorageAccounts_Update|StorageAccounts_ListKeys"):
+        stored.data(
+            "emulator", "fault", "add", "refuse", "--code", "AuthorizationFailed", "--on", operation, "--count", "0"
+        )
     for verb in ("pull", "down"):
         told = stored.cli(verb, "horses", "--json")
-        assert (told.code, told.error["code"]) == (4, "NoDataRole")
+        assert (told.code, told.error["code"]) == (4, "NoDataRole"), told
         assert "Storage Blob Data Reader" in told.error["hint"]
     assert "Nothing was deleted" in told.error["message"] and "--discard" in told.error["hint"]
     assert stored.data("status", "horses")["state"] == "running"
 
 
-def test_a_run_without_storage_says_what_to_do(rehearsal_without_storage: Any) -> None:
-    told = rehearsal_without_storage("pull", "horses", "--json")
+def test_a_run_whose_storage_is_gone_says_what_to_do_and_can_be_deleted(stored: StoredRun) -> None:
+    stored.session.storage.storage_accounts.delete("cloudtrain-horses", stored.account.account)
+    told = stored.cli("pull", "horses", "--json")
     assert (told.code, told.error["code"]) == (1, "NoStorage")
     assert "cloudtrain up horses" in told.error["hint"]
-    gone = rehearsal_without_storage("down", "horses", "--json").envelope["data"]
+    gone = stored.data("down", "horses")
     assert gone["pulled"] is None and gone["deleted"] and gone["left"] == []
-
-
-@pytest.fixture
-def rehearsal_without_storage(quick: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    from tests.cli.untrained import patches
-
-    for target, value in patches().items():
-        monkeypatch.setattr(target, value)
-    assert quick("up", "horses").code == 0
-    return quick
 
 
 def test_a_place_that_cannot_be_written_is_named(stored: StoredRun) -> None:
