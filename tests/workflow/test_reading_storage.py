@@ -242,7 +242,7 @@ def test_following_the_journal_over_an_eviction_and_a_disk_that_was_restored(
     stored: StoredRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = b"Training has begun\n" + b"a line of the first VM\n" * 30
-    cut = b"a line that the new VM's copy lacks\n"
+    cut = b"a line that the new VM's copy lacks\n" * 20
     resumed = b"Training has resumed\n" + b"a line of the second VM\n" * 30
 
     def restart() -> None:
