@@ -43,10 +43,10 @@ class SimulatedGuest:
         return int(told) if told.isdigit() else 1
 
     def wants(self, script: str) -> str:
-        """'install', 'stop' or 'read'."""
+        """'install', 'stop', 'read', or 'renew' for a script without a program."""
         # The program's name stands right before its one argument, at the end of the script.
         end = script.rstrip().rpartition(" ")[0][-60:]
-        return next((wants for name, wants in _PROGRAMS.items() if name in end), "read")
+        return next((wants for name, wants in _PROGRAMS.items() if name in end), "renew")
 
     def prints(self, script: str, told: Told) -> str:
         """'' while the script would go on."""
@@ -56,6 +56,8 @@ class SimulatedGuest:
                 return ""
             seen = "finished" if told.finished else "progress"
             line = f"cloudtrain-seen seen={seen} step={told.step} total_steps={told.total}"
+        elif wants == "renew":
+            line = ""
         elif wants == "stop":
             line = f"cloudtrain-stopped was=stopped step={told.step} saved_step={told.saved}"
         else:

@@ -30,8 +30,15 @@ WRONG_FILES = {
     "six decimals": ("max_price = 0.123456", ["max_price", "0.123456", "5 decimals"]),
     "infinite price": ("max_price = inf", ["max_price", "inf"]),
     "price that is no number": ("max_price = nan", ["max_price", "nan"]),
-    "policy Delete": ("eviction_policy = 'Delete'", ["eviction_policy", '"Delete"', "checkpoints"]),
-    "policy unknown": ("eviction_policy = 'Keep'", ["eviction_policy", '"Keep"', "Deallocate"]),
+    "policy unknown": ("eviction_policy = 'Keep'", ["eviction_policy", '"Keep"', "Deallocate", "Delete"]),
+    "variable of the guest's own": ("env = { CHECKPOINT_DIR = '/x' }", ["env", "CHECKPOINT_DIR is set by cloudtrain"]),
+    "variable without value": ("env = ['A']", ["env", "--env LOG_LEVEL=debug"]),
+    "number as variable": ("env = { A = 3 }", ["env", "names and texts"]),
+    "name with a dash": ("env = { A-B = 'x' }", ["env", "'_'"]),
+    "variable too long": (f"env = {{ A = '{'x' * 5000}' }}", ["env", "4096 bytes"]),
+    "secret of the guest's own": ("secrets = ['TFDS_DATA_DIR']", ["secrets", "TFDS_DATA_DIR"]),
+    "secrets in one text": ("secrets = 'A'", ["secrets", "a list of names"]),
+    "end of no kind": ("when_done = 'burn'", ["when_done", '"burn"', '"deallocate"', '"keep"']),
     "image in capitals": ("image = 'Team/Trainer:1'", ["image", '"Team/Trainer:1"', "team/trainer:1"]),
     "image with a space": ("image = 'team/trainer one'", ["image", "Docker image reference"]),
     "relative mount": ("mount = 'models'", ["mount", '"models"', "absolute path"]),
@@ -150,10 +157,32 @@ def test_an_impossible_name_is_refused(quick: Any, cloudtrain: CommandLine, verb
 
 def test_flags_are_checked_as_the_file_is_and_win_over_it(quick: Any, cloudtrain: CommandLine) -> None:
     cloudtrain.write("eviction_policy = 'Deallocate'\nsize = 'Standard_D2s_v3'")
-    told = quick("up", "--eviction-policy", "Delete", "--json")
-    assert told.error["message"].startswith('--eviction-policy is "Delete"')
+    told = quick("up", "--eviction-policy", "Keep", "--json")
+    assert told.error["message"].startswith('--eviction-policy is "Keep"')
     told = quick("up", "--size", "D2s", "--json")
     assert told.error["message"].startswith('--size is "D2s"')
+
+
+def test_a_secret_that_was_written_where_its_name_belongs_is_refused_and_not_repeated(
+    quick: Any, cloudtrain: CommandLine
+) -> None:
+    told = quick("up", "horses", "--secret", "TOKEN=hunter2", "--json")
+    assert (told.code, told.error["code"]) == (2, "InvalidSpec")
+    assert "--secret" in told.error["message"] and "hunter2" not in told.out + told.err
+    cloudtrain.write("secrets = ['TOKEN=hunter2']")
+    told = quick("up", "horses", "--json")
+    assert told.code == 2 and "hunter2" not in told.out + told.err
+
+
+def test_a_secret_whose_value_is_not_at_hand_is_refused_before_anything_is_made(
+    quick: Any, cloudtrain: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOKEN", raising=False)
+    told = quick("up", "horses", "--secret", "TOKEN", "--json")
+    assert (told.code, told.error["code"]) == (2, "SecretMissing") and "TOKEN" in told.error["message"]
+    told = quick("up", "horses", "--secret", "TOKEN=@nowhere", "--json")
+    assert told.code == 2 and "nowhere" in told.error["message"]
+    assert quick("list", "--json").envelope["data"]["runs"] == []
 
 
 def test_a_slip_elsewhere_in_the_file_stops_no_other_verb(quick: Any, cloudtrain: CommandLine) -> None:

@@ -104,6 +104,7 @@ def test_on_the_first_day_up_registers_by_itself_but_accepts_no_terms_unasked(un
     assert planned.envelope["data"]["registers"] == [
         "Microsoft.Compute",
         "Microsoft.Network",
+        "Microsoft.Storage",
         "Microsoft.MarketplaceOrdering",
     ]
     # What was refused has not even registered anything.
@@ -277,10 +278,13 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(untrained: Any, cloudtrain:
     told = untrained("up", "horses", "--dry-run", "--max-price", "0.05", "--json")
     plan = told.envelope["data"]
     assert told.code == 0 and plan["action"] == "create" and not plan["bills"]
+    (account,) = [one["name"] for one in plan["resources"] if one["type"] == "Microsoft.Storage/storageAccounts"]
+    assert account.startswith("cthorses") and len(account) == 24
     assert [(one["type"], one["name"]) for one in plan["resources"] if not one["by_azure"]] == [
         ("Microsoft.Resources/resourceGroups", "cloudtrain-horses"),
         ("Microsoft.Network/networkSecurityGroups", "horses-nsg"),
         ("Microsoft.Network/virtualNetworks", "horses-vnet"),
+        ("Microsoft.Storage/storageAccounts", account),
         ("Microsoft.Compute/virtualMachines", "horses-g1"),
         ("Microsoft.Network/networkInterfaces", "horses-g1-nic"),
         ("Microsoft.Network/publicIPAddresses", "horses-g1-ip"),
@@ -322,7 +326,7 @@ def test_a_maximum_duration_takes_a_provider_and_a_resource_more(untrained: Any)
     planned = untrained(*limited, "--dry-run", "--json").envelope["data"]
     assert "Microsoft.DevTestLab" in planned["registers"]
     assert (planned["max_duration"], planned["max_cost"]) == (7200, 5.0)
-    assert [one["name"] for one in planned["resources"]][7] == "shutdown-computevm-horses-g1"
+    assert [one["name"] for one in planned["resources"]][8] == "shutdown-computevm-horses-g1"
     assert "2 h 00 min or 5 USD" in untrained(*limited, "--dry-run").out
     made = untrained(*limited)
     assert made.code == 0 and "could not be set" not in made.err

@@ -80,7 +80,8 @@ STATUS = StatusResult(
 )
 # Fields of `data`: a promise to scripts. Adding one is fine; README has to name it.
 PROMISED = {
-    UpResult: "run cloud resource_group state created seen vm training image image_built image_pushed notes",
+    UpResult: "run cloud resource_group state created seen vm training image image_built image_pushed storage_account"
+    " access access_until notes",
     Plan: "run cloud subscription resource_group action location size hardware vm_image image arguments disk_gb"
     " max_price max_duration max_cost eviction_policy bills price besides registers terms resources changes checks",
     PlannedResource: "type name exists by_azure",
@@ -110,7 +111,7 @@ PROMISED = {
     RunEntry: "run cloud resource_group location state size created",
     TimelineEntry: "event at_seconds",
     FollowResult: "run cloud state training",
-    VmInfo: "name size location power_state provisioning_state priority eviction_policy max_price public_ip",
+    VmInfo: "name size location power_state provisioning_state priority eviction_policy max_price zone public_ip",
     Training: "under_way step total_steps epoch epochs resumed_from_step resumes saved_step finished failed exit_code"
     " metrics examples_per_second eta_seconds digest as_of",
 }
@@ -299,6 +300,9 @@ def test_up_without_progress_says_what_was_seen() -> None:
         image="me/script:1",
         image_built=False,
         image_pushed=False,
+        storage_account="cthorses",
+        access="identity",
+        access_until=None,
         notes=[],
     )
     assert "no step was seen" in shown(render.up, result)
