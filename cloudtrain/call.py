@@ -306,6 +306,13 @@ def _interrupted(call: Call) -> CloudtrainError:
             f"cloudtrain status {run}  shows it.",
             Exit.INTERRUPTED,
         )
+    if call.command == "pull":
+        return CloudtrainError(
+            "Interrupted",
+            "Interrupted; what has arrived stays.",
+            f"cloudtrain pull {run}  goes on from there.",
+            Exit.INTERRUPTED,
+        )
     place = " --cloud azure" if call.command == "up" and call.target.cloud == "azure" else ""
     return CloudtrainError(
         "Interrupted",

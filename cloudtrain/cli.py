@@ -14,11 +14,13 @@ from cloudtrain.emulator_verbs import emulator_app
 from cloudtrain.errors import CloudtrainError, Exit
 
 if TYPE_CHECKING:
+    from cloudtrain.config import Target
     from cloudtrain.image import Build
     from cloudtrain.secret_values import SecretValues
     from cloudtrain.spec import RunSpec, Settings
     from cloudtrain.workflow.context import Context
     from cloudtrain.workflow.plan import Plan
+    from cloudtrain.workflow.pull import Destination
 
 app = typer.Typer(
     add_completion=True,
@@ -487,6 +489,41 @@ def logs(
 
 
 @verb(app, RUN, PLACE, SPEAKING)
+def pull(
+    call: Call,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="The newest checkpoints too.")] = False,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="DIRECTORY", help="Where to.  [./RUN]", show_default=False, file_okay=False),
+    ] = None,
+) -> Outcome:
+    """Bring home what the run made: its model, logs, metrics.
+
+    From storage, whether its VM is up or not. Run it again, and it fetches what has changed. It replaces only what it
+    wrote itself, and deletes nothing.
+    """
+    from cloudtrain import render
+    from cloudtrain.workflow import pull as workflow
+
+    target = call.find_target()
+    with call.opened(target) as ctx:
+        result = workflow.pull(ctx, target.run, _destination(call, target, to), checkpoints=checkpoints)
+    return call.done(result, render.pull)
+
+
+def _destination(call: Call, target: "Target", to: Path | None = None) -> "Destination":
+    """Where the run's files come home to; remembered once it is chosen."""
+    from cloudtrain import runs
+    from cloudtrain.workflow.pull import Destination
+
+    return Destination(
+        to=to,
+        last=runs.last_pull(call.home, target.cloud, target.run),
+        chosen=lambda where: runs.remember_pull(call.home, target.cloud, target.run, where),
+    )
+
+
+@verb(app, RUN, PLACE, SPEAKING)
 def ssh(call: Call) -> Outcome | int:
     """Log in to the run's VM, or run a command there.
 
@@ -584,20 +621,24 @@ def history(call: Call) -> Outcome:
 @verb(app, RUN, PLACE, SPEAKING)
 def down(
     call: Call,
+    discard: Annotated[bool, typer.Option("--discard", help="Do not bring home first what the run made.")] = False,
     network_watcher: Annotated[
         bool, typer.Option("--network-watcher", help="Delete NetworkWatcherRG too, if nothing else needs it.")
     ] = False,
 ) -> Outcome:
     """Delete everything of the run, and prove it.
 
-    Like rm -f: a run that is not there is no error. Afterwards it looks again and says what is left.
+    First it brings home what storage has of the run, as pull does, and of a run that has not finished its newest
+    checkpoint too. If that fails, nothing is deleted. Like rm -f: a run that is not there is no error. Afterwards it
+    looks again and says what is left.
     """
     from cloudtrain import render, runs
     from cloudtrain.workflow import down as workflow
 
     target = call.find_target()
     with call.opened(target) as ctx:
-        result = workflow.down(ctx, target.run, network_watcher=network_watcher)
+        destination = _destination(call, target)
+        result = workflow.down(ctx, target.run, destination, discard=discard, network_watcher=network_watcher)
     if result.left:
         return call.done(result, render.down, workflow.left_behind(result))
     runs.forget(call.home, target.cloud, target.run)

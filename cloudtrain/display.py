@@ -27,6 +27,7 @@ _ESCAPES_SO_FAR = re.compile(rf"{_WHOLE}|(?P<open>{_CSI}\Z|{_STRING}.*\Z|\x1b[ -
 _DIRECTION = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # A sequence that is still open at the end of a chunk waits for the next one, up to this length.
 _LONGEST_OPEN = 4096
+_BAR = 24
 
 
 def clean(text: str) -> str:
@@ -98,6 +99,7 @@ class Timed:
         self.title = title
         self.usually = usually
         self.awaited = ""
+        self.share: float | None = None  # of what is to be done, where that can be counted
         self.began = 0.0
         self._display = display
 
@@ -108,6 +110,10 @@ class Timed:
     def update(self, text: str) -> None:
         self.awaited = " ".join(clean(text).split())
         self._display.on_update(self)
+
+    def amount(self, done: int, total: int) -> None:
+        self.share = min(1.0, done / total) if total else 1.0
+        self.update(f"{size(done)} of {size(total)}")
 
     def __enter__(self) -> Step:
         self.began = time.monotonic()
@@ -137,6 +143,17 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def size(count: float) -> str:
+    """12 bytes, 1.2 kB, 345 MB: powers of ten."""
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 999.5 or unit == "GB":
+            break
+    return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
 
 
 class Silent:
@@ -291,6 +308,9 @@ def _words(step: Timed) -> "Text":
     from rich.text import Text
 
     text = Text(f"{step.title}  {duration(step.seconds)}", no_wrap=True, overflow="ellipsis")
+    if step.share is not None:
+        done = round(_BAR * step.share)
+        text.append("  ").append("#" * done, style="cyan").append("." * (_BAR - done), style="dim")
     if step.awaited:
         text.append(f"  {step.awaited}", style="dim")
     # Only a wait that may seem long needs its usual length.

@@ -11,6 +11,10 @@ class Step(Protocol):
         """What is awaited right now; replaces the last update."""
         ...
 
+    def amount(self, done: int, total: int) -> None:
+        """How many bytes of how many are through."""
+        ...
+
     def __enter__(self) -> "Step": ...
 
     def __exit__(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cloudtrain.display import clean, duration, is_terminal
+from cloudtrain.display import clean, duration, is_terminal, size
 from cloudtrain.errors import CloudtrainError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cloudtrain.workflow.list_runs import ListResult
     from cloudtrain.workflow.money import MoneyInfo
     from cloudtrain.workflow.plan import Plan
+    from cloudtrain.workflow.pull import PullResult
     from cloudtrain.workflow.restart import RestartResult
     from cloudtrain.workflow.results import Training, VmInfo
     from cloudtrain.workflow.simulate_eviction import EvictionResult
@@ -216,7 +217,7 @@ def doctor(result: "DoctorResult", paint: Paint) -> list[str]:
 def status(result: "StatusResult", paint: Paint) -> list[str]:
     lines = [_headline(result.run, result.state, paint)]
     rows = [*_vm_rows(result.vm)] if result.vm else [("VM", "none")]
-    rows += _training_rows(result.training)
+    rows += _training_rows(result.training, result.source)
     rows += _recovery_rows(result)
     arguments = " ".join(_quoted(argument) for argument in result.arguments)
     rows += [("trainer", f"{result.image} {arguments}".rstrip()), ("resource group", result.resource_group)]
@@ -233,8 +234,8 @@ def _recovery_rows(result: "StatusResult") -> list[Row]:
     words = []
     if seen.evictions or seen.refusals:
         words.append(_count(seen.evictions, "eviction"))
-        if result.training is not None and result.training.as_of is None:
-            # The guest knows these, and was asked just now.
+        if result.source in ("guest", "storage"):
+            # Only the guest knows these.
             words += [f"{seen.with_notice} with notice", f"{_count(seen.steps_lost, 'step')} lost"]
     if seen.refusals:
         words.append(f"{_count(seen.refusals, 'start')} refused")
@@ -290,6 +291,9 @@ def _steps_lost(result: "EvictionResult", paint: Paint) -> str:
 
 def down(result: "DownResult", paint: Paint) -> list[str]:
     lines = []
+    if result.pulled:
+        files = _count(result.pulled.files, "file")
+        lines.append(f"{result.run}: brought home {files} ({size(result.pulled.bytes)}) to {result.pulled.directory}")
     if result.deleted:
         lines.append(f"{result.run}: deleted {_count(len(result.deleted), 'resource')}.")
     elif not result.left:
@@ -311,6 +315,34 @@ def down(result: "DownResult", paint: Paint) -> list[str]:
             "The image that up pushed, and its earlier versions, stay in their registry: other runs may use them."
         )
     return lines
+
+
+def pull(result: "PullResult", paint: Paint) -> list[str]:
+    run = result.run
+    if not result.files:
+        lines = [f"{run}: nothing lies in storage yet."]
+        return [*lines, *_refused_names(result), *_next(paint, (f"cloudtrain status {run}", "how far it is"))]
+    fetched = f"fetched {_count(result.fetched, 'file')} ({size(result.bytes)})" if result.fetched else "nothing new"
+    unchanged = f", {result.unchanged} unchanged" if result.unchanged else ""
+    lines = [f"{paint(run, 'bold')}: {fetched}{unchanged}; all verified.", f"They lie in {result.directory}"]
+    rows = [(file.path, size(file.bytes)) for file in result.files[:_FILES_SHOWN]]
+    lines += [f"  {line}" for line in _table(("file", "size"), rows, paint)]
+    if len(result.files) > _FILES_SHOWN:
+        lines.append(f"  and {len(result.files) - _FILES_SHOWN} more")
+    lines += _refused_names(result)
+    if result.complete:
+        return lines + _next(paint, (f"cloudtrain down {run}", "remove every trace of the run; these files stay"))
+    at = "" if result.step is None else f"; its newest checkpoint is at step {result.step}"
+    told = f", as of {_when(result.as_of)}" if result.as_of else ""
+    lines.append(f"The run has not finished, or not all of it is in storage{told}{at}.")
+    return lines + _next(paint, (f"cloudtrain pull {run}", "later: what has changed by then"))
+
+
+_FILES_SHOWN = 20
+
+
+def _refused_names(result: "PullResult") -> list[str]:
+    return [f"Not fetched, for it is no name of a file here: {name}" for name in result.refused]
 
 
 def watch_line(line: "WatchLine", paint: Paint) -> str:
@@ -425,7 +457,7 @@ def _vm_rows(vm: "VmInfo") -> list[Row]:
     ]
 
 
-def _training_rows(training: "Training | None") -> list[Row]:
+def _training_rows(training: "Training | None", source: str = "") -> list[Row]:
     if training is None:
         return [("training", "nothing known yet")]
     rows = [("training", ", ".join(_training_words(training)))]
@@ -435,7 +467,7 @@ def _training_rows(training: "Training | None") -> list[Row]:
     if training.metrics:
         rows.append(("metrics", ", ".join(f"{name} {value:.4g}" for name, value in training.metrics.items())))
     if training.as_of:
-        rows.append(("as of", _when(training.as_of) + " (last known)"))
+        rows.append(("as of", f"{_when(training.as_of)} ({'from storage' if source == 'storage' else 'last known'})"))
     return rows
 
 
@@ -468,13 +500,13 @@ def _next_of_state(run: str, state: str, vm: "VmInfo | None") -> list[Row]:
     again = (f"cloudtrain restart {run}", "goes on from the newest checkpoint")
     remove = (f"cloudtrain down {run}", "remove every trace")
     if state == "finished" and (vm is None or vm.power_state != "running"):
-        return [(f"cloudtrain restart {run}", "starts the VM, whose disk has logs and weights"), remove]
+        return [(f"cloudtrain pull {run}", "bring home the model, from storage"), remove]
     return {
         "running": [follow],
         "provisioning": [(f"cloudtrain up {run}", "goes on with what is missing")],
         "evicted": [again, remove],
         "stopped": [again, remove],
-        "finished": [(f"cloudtrain logs {run}", "its journal"), remove],
+        "finished": [(f"cloudtrain pull {run}", "bring home the model"), remove],
         "failed": [(f"cloudtrain logs {run} --source container", "what the trainer said"), remove],
     }.get(state, [])
 

@@ -1,4 +1,5 @@
-"""The index of runs that this machine knows: where each one lives, and the SSH key pair made for it.
+"""The index of runs that this machine knows: where each one lives, the SSH key pair made for it, and where its files
+came home to.
 
 A hint, never the truth: what a run is stands in Azure's tags. A lost entry costs a `--cloud` flag, no run.
 """
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from cloudtrain.errors import CloudtrainError
 from cloudtrain.spec import CLOUDS, Unfit, public_key_line
+
+_PULLED = "pulled.json"
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,26 @@ def known_runs(home: Path, cloud: str) -> list[str]:
     return sorted(path.parent.name for path in (home / "runs" / cloud).glob("*/run.json"))
 
 
+def remember_pull(home: Path, cloud: str, run: str, where: Path) -> None:
+    """Keeps where the run's files come home to."""
+    place = _private_directory(directory(home, cloud, run), home)
+    _write(place / _PULLED, json.dumps({"directory": str(where)}).encode() + b"\n", 0o600)
+
+
+def last_pull(home: Path, cloud: str, run: str) -> Path | None:
+    """Where the last pull of the run went; None where none is known."""
+    try:
+        where = json.loads((directory(home, cloud, run) / _PULLED).read_bytes())["directory"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return Path(where) if isinstance(where, str) else None
+
+
 def forget(home: Path, cloud: str, run: str) -> None:
     """Removes all that this machine keeps of a run: hint and key pair. No harm where there is nothing."""
     place = directory(home, cloud, run)
     # The hint goes last: a removal cut short is still known, and done again.
-    for name in ("id_rsa", "id_rsa.pub", "run.json"):
+    for name in ("id_rsa", "id_rsa.pub", _PULLED, "run.json"):
         (place / name).unlink(missing_ok=True)
     shutil.rmtree(place, ignore_errors=True)
 

@@ -6,14 +6,19 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from trainer import files
 
-if TYPE_CHECKING:
-    from trainer.run import EventLog
-
 RUNNING = ("loss", "accuracy")
+
+
+class EventLog(Protocol):
+    """What TensorBoard shows; see trainer.tensorboard."""
+
+    def scalars(self, part: str, step: int, values: Mapping[str, float]) -> None: ...
+    def text(self, tag: str, step: int, text: str) -> None: ...
+    def flush(self) -> None: ...
 
 
 def write_csv(path: Path, history: Sequence[Mapping[str, Any]]) -> None:

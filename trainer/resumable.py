@@ -17,7 +17,8 @@ from trainer.data import Batches
 from trainer.directory import default_root, open_directory
 from trainer.errors import Refused, TrainerError
 from trainer.journal import Journal, before_first_step
-from trainer.run import EventLog, Restored, Run, Schedule, Settings, find_state
+from trainer.metrics import EventLog
+from trainer.run import Restored, Run, Schedule, Settings, find_state
 from trainer.stop import StopRequest
 from trainer.variables import Variables
 

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from trainer import checkpoint, metrics, policy, progress
 from trainer.directory import Directory
 from trainer.errors import Refused, TrainerError
 from trainer.journal import Journal, now
+from trainer.metrics import EventLog
 from trainer.saver import Saved, Saver
 from trainer.stop import StopRequest
 from trainer.variables import Variables
@@ -91,14 +92,6 @@ def refuse_other_job(root: Path, saved: Mapping[str, Any], job: Mapping[str, Any
             f"{root} holds the training of another job: there {theirs}; here {ours}",
             hint="name another directory with --checkpoint-dir, or ask for the same job again",
         )
-
-
-class EventLog(Protocol):
-    """What TensorBoard shows; see trainer.tensorboard."""
-
-    def scalars(self, part: str, step: int, values: Mapping[str, float]) -> None: ...
-    def text(self, tag: str, step: int, text: str) -> None: ...
-    def flush(self) -> None: ...
 
 
 @dataclass

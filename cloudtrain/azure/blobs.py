@@ -5,13 +5,18 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from cloudtrain.azure.storage import translated_blobs
+from cloudtrain.azure.session import BLOB_PIECE
+from cloudtrain.azure.storage import blob_code_of, translated_blobs
 from cloudtrain.errors import CloudtrainError
 
+REPLACED = "BlobReplaced"
+_MISSING = "BlobNotFound"
 _CHUNK = 1 << 20
+# Linux allows 255 bytes, and the part of a file has a longer name than the file.
+_LONGEST_NAME = 255 - len("..0123456789abcdef.part")
 
 
 @dataclass(frozen=True)
@@ -25,10 +30,11 @@ class BlobInfo:
 
 
 @dataclass
-class Fetched:
-    """refused: names that are no path below a directory. What the VM says is only information."""
+class Listing:
+    """files: by the path that each has below a directory. refused: names that are no such path; what the VM says is
+    only information."""
 
-    files: list[Path] = field(default_factory=list)
+    files: dict[str, BlobInfo] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
 
 
@@ -41,36 +47,69 @@ def list_blobs(container: Any, prefix: str = "") -> list[BlobInfo]:
         ]
 
 
-def fetch_all(
-    container: Any, prefix: str, directory: Path, received: Callable[[int], None] = lambda count: None
-) -> Fetched:
-    """Every blob whose name begins so, each under the rest of its name. What is there already, whole, stays.
-
-    received: is told of bytes as they arrive. Raises CloudtrainError."""
-    fetched = Fetched()
+def listed(container: Any, prefix: str) -> Listing:
+    """Every blob whose name begins so, as a file under the rest of its name."""
+    listing = Listing()
     for blob in list_blobs(container, prefix):
-        path = _path_below(blob.name[len(prefix) :])
-        if path is None:
-            fetched.refused.append(blob.name)
-            continue
-        fetch(container, blob, directory / path, received)
-        fetched.files.append(directory / path)
-    return fetched
+        path = blob.name[len(prefix) :]
+        if is_path_below(path):
+            listing.files[path] = blob
+        else:
+            listing.refused.append(blob.name)
+    return listing
 
 
-def _path_below(name: str) -> PurePosixPath | None:
-    """None for a name that would lead elsewhere, or is not to be read (its parts begin with '.')."""
-    parts = name.split("/")
-    if any(not part or part.startswith(".") or "\x00" in part or "\\" in part for part in parts):
-        return None
-    return PurePosixPath(*parts)
+def is_path_below(name: str) -> bool:
+    """False for a name that would lead out of a directory, that no file can have, or that is not to be read (its parts
+    begin with '.')."""
+    return not any(
+        not part or part.startswith(".") or "\x00" in part or "\\" in part or len(part.encode()) > _LONGEST_NAME
+        for part in name.split("/")
+    )
+
+
+def read(container: Any, name: str, begin: int = 0) -> bytes | None:
+    """A blob's content from there on, as it is now; b'' where it ends before, None where there is no such blob.
+
+    It may grow meanwhile: each piece is a request of its own."""
+    pieces: list[bytes] = []
+    while not pieces or len(pieces[-1]) == BLOB_PIECE:
+        piece = _piece(container, name, begin + BLOB_PIECE * len(pieces))
+        if piece is None:
+            return None
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _piece(container: Any, name: str, begin: int) -> bytes | None:
+    from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
+
+    with translated_blobs(f"reading the blob '{name}'"):
+        try:
+            return bytes(container.get_blob_client(name).download_blob(offset=begin, length=BLOB_PIECE).readall())
+        except ResourceNotFoundError as error:
+            if blob_code_of(error) != _MISSING:
+                raise
+            return None
+        except HttpResponseError as error:
+            if error.status_code != 416:
+                raise
+            return b""
+
+
+def replaced(name: str) -> CloudtrainError:
+    """The error for a blob that is another one by now, or gone."""
+    return CloudtrainError(
+        REPLACED, f"The blob '{name}' was replaced while it was fetched.", "Run the same command again."
+    )
 
 
 def fetch(container: Any, blob: BlobInfo, target: Path, received: Callable[[int], None] = lambda count: None) -> None:
     """One blob, into a file that appears only whole and verified; the part that there is of this version is kept.
 
-    Raises CloudtrainError: the blob was replaced meanwhile, or is not what its checksum says."""
-    if _matches(target, blob):
+    received: is told of bytes as they arrive. Raises CloudtrainError: the blob was replaced meanwhile (REPLACED), or is
+    not what its checksum says."""
+    if matches(target, blob):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{_safe(blob.etag)}.part")
@@ -78,13 +117,18 @@ def fetch(container: Any, blob: BlobInfo, target: Path, received: Callable[[int]
     # Without a checksum nobody could tell whether a part that a power cut left is what it seems.
     begin = part.stat().st_size if blob.md5 and part.exists() else 0
     begin = begin if begin <= blob.size else 0
-    _download(container, blob, part, begin, received)
-    if not _matches(part, blob):
+    try:
+        _download(container, blob, part, begin, received)
+    except CloudtrainError as error:
+        if error.code == REPLACED:
+            part.unlink()  # of a version that nobody can fetch any more
+        raise
+    if not matches(part, blob):
         part.unlink()
         raise CloudtrainError(
             "DamagedBlob",
-            f"The blob '{blob.name}' did not arrive as it is said to be ({blob.size} bytes).",
-            "Run the same command again.",
+            f"The blob '{blob.name}' did not arrive as its checksum says ({blob.size} bytes).",
+            "Run the same command again; where it stays so, the blob itself is damaged.",
         )
     part.replace(target)
     _flush(target.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -114,7 +158,7 @@ def _download(container: Any, blob: BlobInfo, part: Path, begin: int, received: 
 
 def _chunks(container: Any, blob: BlobInfo, begin: int) -> Iterator[bytes]:
     from azure.core import MatchConditions
-    from azure.core.exceptions import ResourceModifiedError
+    from azure.core.exceptions import ResourceModifiedError, ResourceNotFoundError
 
     if begin == blob.size:
         return
@@ -127,26 +171,25 @@ def _chunks(container: Any, blob: BlobInfo, begin: int) -> Iterator[bytes]:
             match_condition=MatchConditions.IfNotModified,
         )
         yield from download.chunks()
-    except ResourceModifiedError as error:
-        raise CloudtrainError(
-            "BlobReplaced",
-            f"The blob '{blob.name}' was replaced while it was fetched.",
-            "Run the same command again.",
-        ) from error
+    except (ResourceModifiedError, ResourceNotFoundError) as error:
+        if isinstance(error, ResourceNotFoundError) and blob_code_of(error) != _MISSING:
+            raise
+        raise replaced(blob.name) from error
 
 
-def _matches(path: Path, blob: BlobInfo) -> bool:
+def matches(path: Path, blob: BlobInfo) -> bool:
     """Whether a file is the blob; without a checksum, only by the part that was just fetched of it."""
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size != blob.size:
             return False
         if blob.md5:
-            return _md5(path) == blob.md5
+            return md5(path) == blob.md5
         return path.name.endswith(".part")
     return False
 
 
-def _md5(path: Path) -> bytes:
+def md5(path: Path) -> bytes:
+    """Of a file's content."""
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

@@ -27,11 +27,13 @@ REHEARSAL_IMAGE = "cloudtrain-trainer"
 # The image of the tutorial on Azure that this project began with; on the embedded Azure our trainer stands in for it.
 TUTORIAL_IMAGE = "miltonius/cloud_trainingv2"
 AZURE_POLL_SECONDS = 10.0
+REHEARSAL_PUBLISH_SECONDS = 1.0
 # Options of a call that does nothing when it is made a second time: azure-core then sends POST and PATCH again, too,
 # after a connection that broke before the answer came.
 REPEATABLE = {"retry_on_methods": ("GET", "HEAD", "PUT", "DELETE", "POST", "PATCH")}
 ARM_SCOPE = "https://management.azure.com/.default"
 STORAGE_SCOPE = "https://storage.azure.com/.default"
+BLOB_PIECE = 8 * 1024 * 1024
 PRICES_URL = "https://prices.azure.com"
 
 
@@ -55,13 +57,15 @@ class Defaults:
 class Capabilities:
     """What a workflow may ask for. notice: the warning before an eviction can be chosen. published_images: a VM can
     pull any image. ssh: a VM has an SSH server. bills: what is made costs money. poll_seconds: how often to look at a
-    thing that changes by itself (Azure allows about 36 reads of a VM in 3 minutes)."""
+    thing that changes by itself (Azure allows about 36 reads of a VM in 3 minutes). publish_seconds: how often the
+    guest writes to the run's storage what it sees."""
 
     notice: bool
     published_images: bool
     ssh: bool
     bills: bool
     poll_seconds: float
+    publish_seconds: float = 15.0
 
 
 class Session(AbstractContextManager["Session"]):
@@ -161,6 +165,9 @@ class Session(AbstractContextManager["Session"]):
             credential=credential or self._credential,
             transport=self._options["transport"],
             retry_policy=retries.of_blobs(self._pace),
+            # What is fetched is kept piece by piece, so that an interrupted fetch goes on where it was.
+            max_single_get_size=BLOB_PIECE,
+            max_chunk_get_size=BLOB_PIECE,
         )
 
     @cached_property
@@ -363,7 +370,12 @@ def _quick_rehearsal(emulator: Any, poll_seconds: float) -> dict[str, Any]:
     return {
         "defaults": Defaults(trainer_image=REHEARSAL_IMAGE, arguments=REHEARSAL_ARGUMENTS),
         "capabilities": Capabilities(
-            notice=True, published_images=False, ssh=False, bills=False, poll_seconds=poll_seconds
+            notice=True,
+            published_images=False,
+            ssh=False,
+            bills=False,
+            poll_seconds=poll_seconds,
+            publish_seconds=REHEARSAL_PUBLISH_SECONDS,
         ),
         "close": emulator.close,
     }
@@ -389,7 +401,12 @@ def _full_rehearsal(emulator: Any, poll_seconds: float) -> dict[str, Any]:
     return {
         "defaults": Defaults(repository=emulator.machines.repository(REHEARSAL_IMAGE), arguments=REHEARSAL_ARGUMENTS),
         "capabilities": Capabilities(
-            notice=True, published_images=True, ssh=True, bills=False, poll_seconds=poll_seconds
+            notice=True,
+            published_images=True,
+            ssh=True,
+            bills=False,
+            poll_seconds=poll_seconds,
+            publish_seconds=REHEARSAL_PUBLISH_SECONDS,
         ),
         "prepare": prepare,
         "sweep": sweep,

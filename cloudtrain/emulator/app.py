@@ -25,8 +25,10 @@ from cloudtrain.emulator import (
     operations,
     power,
     prices,
+    principals,
     providers,
     resources,
+    roles,
     run_command,
     schedules,
     skus,
@@ -34,7 +36,8 @@ from cloudtrain.emulator import (
 )
 from cloudtrain.emulator.operations import Azure, Kind
 from cloudtrain.emulator.routes import Route
-from cloudtrain.emulator.wire import Answer, ArmError, Request, guid, parse_body, parse_query, same
+from cloudtrain.emulator.store import Records
+from cloudtrain.emulator.wire import PATIENCE, Answer, ArmError, Request, guid, parse_body, parse_query, same
 
 _MODULES = (
     providers,
@@ -67,7 +70,6 @@ KINDS: Mapping[str, Kind] = {
 }
 
 StartResponse = Callable[..., Any]
-PATIENCE = "cloudtrain.patience"
 
 _API_VERSION = re.compile(r"^(\d{4})-(\d{2})-(\d{2})(-preview|-alpha|-beta|-privatepreview)?$", re.IGNORECASE)
 _OLDEST, _NEWEST = 2014, 2030
@@ -180,13 +182,20 @@ def _not_emulated(method: str, path: str) -> ArmError:
 # what comes before every operation
 
 
-def _check_token(environ: Mapping[str, Any], token: str) -> None:
+def _principal(records: Records, environ: Mapping[str, Any]) -> str | None:
+    """Whose token the request carries; None for the caller, who may do everything. Raises ArmError."""
     sent = str(environ.get("HTTP_AUTHORIZATION", ""))
     scheme, _, given = sent.partition(" ")
     if not sent:
         raise _unauthorized("Authentication failed. The 'Authorization' header is missing.")
-    if not same(scheme, "bearer") or not hmac.compare_digest(given.strip().encode(), token.encode()):
-        raise _unauthorized("The access token is invalid.")
+    if same(scheme, "bearer"):
+        given = given.strip()
+        if hmac.compare_digest(given.encode(), (records.setting("token") or "").encode()):
+            return None
+        principal = principals.holder(records, principals.MANAGEMENT, given)
+        if principal is not None:
+            return principal
+    raise _unauthorized("The access token is invalid.")
 
 
 def _unauthorized(message: str) -> ArmError:
@@ -252,8 +261,9 @@ def host_of(environ: Mapping[str, Any]) -> str:
 
 
 def base_of(environ: Mapping[str, Any]) -> str:
+    """Scheme, host, and the path below which Resource Manager is served ("" as a rule): as the client spoke them."""
     host = environ.get("HTTP_HOST") or f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
-    return f"{environ.get('wsgi.url_scheme', 'https')}://{host}"
+    return f"{environ.get('wsgi.url_scheme', 'https')}://{host}{environ.get('SCRIPT_NAME', '')}"
 
 
 @dataclass
@@ -273,9 +283,11 @@ class App:
             return self._tell_prices(environ, start_response)
         try:
             with self.azure.store.read() as records:
-                token = records.setting("token") or ""
-            _check_token(environ, token)
+                principal = _principal(records, environ)
             route, names, request = self._prepare(environ, method)
+            if principal is not None:
+                with self.azure.store.read() as records:
+                    roles.check(records, self.azure.now(), principal, method, request.path)
             strike = faults.strike(self.azure, route, request, names, environ.get(PATIENCE))
             strike.before()
             self._reconcile(route, names)

@@ -1,42 +1,18 @@
-"""Role assignments, and the data rights on blobs that they give.
+"""Role assignments; what they let a principal do is in `roles`.
 
 The caller of the embedded Azure may assign roles and, like the owner of a subscription on Azure, has no right on the
 data in blobs that was not assigned.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-from cloudtrain.emulator import ids, preconditions, principals, timing
+from cloudtrain.emulator import ids, operations, preconditions, principals, roles
 from cloudtrain.emulator.operations import Azure
 from cloudtrain.emulator.routes import Route
 from cloudtrain.emulator.store import Json, Records, Resource
 from cloudtrain.emulator.wire import Answer, ArmError, Request, same, section, zulu
 
-# Built-in roles: learn.microsoft.com/azure/role-based-access-control/built-in-roles/storage. 'acl' is for the owner of
-# the data alone (an assumption: the page of Set Container ACL names an action that only the owner's wildcard holds).
-BLOB_RIGHTS: Mapping[str, frozenset[str]] = {
-    "b7e6dc6d-f1e8-4753-8033-0f276bb0955b": frozenset({"read", "write", "delete", "delegate", "acl"}),  # Owner
-    "ba92f5b4-2d11-453d-a403-e96b0029c9fe": frozenset({"read", "write", "delete", "delegate"}),  # Contributor
-    "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1": frozenset({"read", "delegate"}),  # Reader
-    "db58b8e5-c6ad-4a2a-8342-4190687cbf4a": frozenset({"delegate"}),  # Delegator
-}
 _KEPT = ("principalId", "principalType", "roleDefinitionId", "description", "condition", "conditionVersion")
-
-
-def may(records: Records, now: float, principal: str, scope: str, right: str) -> bool:
-    """Whether a role of the principal, assigned at the scope or above and in effect, gives a data right on blobs."""
-    return any(
-        right in BLOB_RIGHTS.get(_role(assignment), ())
-        for assignment in records.resources(ids.ROLE_ASSIGNMENT)
-        if same(assignment.body["properties"]["principalId"], principal)
-        and f"{scope.lower()}/".startswith(f"{assignment.body['properties']['scope'].lower()}/")
-        and now >= assignment.created + timing.ROLE_SECONDS
-    )
-
-
-def _role(assignment: Resource) -> str:
-    return str(assignment.body["properties"]["roleDefinitionId"]).rsplit("/", 1)[-1].lower()
 
 
 def _assignment_id(scope: str, name: str) -> str:
@@ -61,6 +37,7 @@ def put(azure: Azure, request: Request, scope: str, name: str) -> Answer:
         }
         now = azure.now()
         records.put(Resource(assignment_id, ids.ROLE_ASSIGNMENT, name, "", body, created=now, changed=now))
+    operations.take(azure, "role.assign")
     return Answer(201, body)
 
 
@@ -80,11 +57,12 @@ def _check_scope(records: Records, request: Request, scope: str) -> None:
 
 def _properties(azure: Azure, records: Records, given: Json, scope: str) -> Json:
     principal, role = str(given.get("principalId") or ""), str(given.get("roleDefinitionId") or "")
-    if role.rsplit("/", 1)[-1].lower() not in BLOB_RIGHTS:
+    if role.rsplit("/", 1)[-1].lower() not in roles.emulated():
         raise ArmError(
             501,
             "OperationNotEmulated",
-            f"The embedded Azure has the Storage Blob Data roles ({', '.join(BLOB_RIGHTS)}), not '{role}'.",
+            "The embedded Azure has the Storage Blob Data roles and Virtual Machine Contributor "
+            f"({', '.join(roles.emulated())}), not '{role}'.",
         )
     if not principals.known(records, principal):
         tenant = (records.setting("tenant_id") or "").replace("-", "")

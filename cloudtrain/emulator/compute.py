@@ -209,7 +209,7 @@ def _interfaces(
         )
     if described:
         return _described(azure, records, request, home, vm, profile, described)
-    return [_attached(records, vm, reference, index == 0) for index, reference in enumerate(given)]
+    return [_attached(azure, records, vm, reference, index == 0) for index, reference in enumerate(given)]
 
 
 def _described(
@@ -238,7 +238,7 @@ def _described(
     return shown
 
 
-def _attached(records: Records, vm: Resource, reference: Json, first: bool) -> Json:
+def _attached(azure: Azure, records: Records, vm: Resource, reference: Json, first: bool) -> Json:
     nic = records.resource(text(reference, "id", "networkInterfaces") or "")
     if nic is None or not same(nic.location, vm.location):
         raise ArmError(
@@ -249,6 +249,7 @@ def _attached(records: Records, vm: Resource, reference: Json, first: bool) -> J
     user = (nic.body["properties"].get("virtualMachine") or {}).get("id")
     if user and not same(user, vm.id):
         raise interfaces.nic_in_use(nic, user)
+    interfaces.check_not_reserved(azure, nic, vm.id)
     options = {key: value for key, value in section(reference, "properties").items() if value is not None}
     interfaces.attach(records, nic, vm.id, bool(options.get("primary", first)))
     return {"id": nic.id, "properties": options} if options else {"id": nic.id}

@@ -27,7 +27,8 @@ from cloudtrain.emulator import (
     store,
     timing,
 )
-from cloudtrain.emulator.blobs.service import DOMAIN, BlobService
+from cloudtrain.emulator.blobs.call import DOMAIN
+from cloudtrain.emulator.blobs.service import OPERATION_NAMES, BlobService
 from cloudtrain.emulator.locks import WorkLocks
 from cloudtrain.emulator.machines import MachineError, Machines
 from cloudtrain.emulator.operations import Azure
@@ -154,7 +155,7 @@ class EmbeddedAzure:
     def storage_token(self) -> str:
         """The caller's token for blobs. It opens those on which the caller has a role."""
         with self._azure.store.read() as records:
-            return principals.storage_token(records, principals.caller(records))
+            return principals.token(records, principals.STORAGE, principals.caller(records))
 
     @property
     def caller_id(self) -> str:
@@ -265,7 +266,7 @@ class EmbeddedAzure:
     def add_fault(self, kind: str, **terms: Any) -> faults.Rule:
         """terms: those of `faults.add`. Raises NotUnderstood."""
         with self._azure.store.write() as records:
-            return faults.add(records, app.ROUTES, kind, **terms)
+            return faults.add(records, _OPERATIONS, kind, **terms)
 
     def fault_rules(self) -> list[faults.Rule]:
         with self._azure.store.read() as records:
@@ -290,15 +291,12 @@ class EmbeddedAzure:
 
 
 _BLOBS, _SEALING_KEY = "blobs", "sealing.key"
-
-
-def blob_service(root: Path, clock: Clock) -> BlobService:
-    """The blobs of an embedded Azure that exists, and nothing else of it: what is served to its VMs."""
-    return _blob_service(Store(root, {}), root, clock)
+_OPERATIONS = [route.operation for route in app.ROUTES] + [f"Blobs_{name}" for name in OPERATION_NAMES]
 
 
 def _blob_service(store: Store, root: Path, clock: Clock) -> BlobService:
-    return BlobService(root / _BLOBS, clock, storage.Accounts(store, clock, root / _SEALING_KEY).account)
+    accounts = storage.Accounts(store, clock, root / _SEALING_KEY)
+    return BlobService(root / _BLOBS, clock, accounts.account, faults.BlobFaults(store, clock).around)
 
 
 def _vm_status(azure: Azure, vm: store.Resource) -> VmStatus:

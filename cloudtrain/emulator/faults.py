@@ -2,6 +2,9 @@
 
 Rules lie in the store, so that they hold for every process, and a rule that strikes once strikes once. They are asked
 in the order in which they were added; the first one that strikes decides what happens to a request.
+
+Requests for blobs are struck by rules that name them alone: by an operation (Blobs_PutBlob), or by a method and a
+URL that begins with https:// (PUT https://*.blob.core.windows.net/run/models/*).
 """
 
 import contextlib
@@ -11,20 +14,25 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import NoReturn
 
 import msgspec
 
+from cloudtrain.clock import Clock
 from cloudtrain.emulator import ids, operations, resources
+from cloudtrain.emulator.blobs.errors import refused as blob_refused
 from cloudtrain.emulator.machines import MachineError
 from cloudtrain.emulator.operations import Azure
 from cloudtrain.emulator.refusals import REFUSALS, Circumstances, failure, refused
 from cloudtrain.emulator.routes import Route
 from cloudtrain.emulator.settings import NotUnderstood
-from cloudtrain.emulator.store import Json, Records, Resource
+from cloudtrain.emulator.store import Json, Records, Resource, Store
 from cloudtrain.emulator.wire import ArmError, Request, section
 
 _METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE")
 _PREFIX, _NUMBER = "fault:", "fault_number"
+_BLOBS, _HTTPS = "Blobs_", "https://"
+_FOR_BLOBS = ("500", "503", "drop-before", "drop-after", "hang")
 
 
 class Rule(msgspec.Struct, kw_only=True):
@@ -94,7 +102,7 @@ KINDS: Mapping[str, Kind] = {
 
 def add(
     records: Records,
-    routes: Sequence[Route],
+    operations: Sequence[str],
     kind: str,
     *,
     on: str | None = None,
@@ -104,7 +112,7 @@ def add(
     seed: int = 0,
     **given: str | int | float | None,
 ) -> Rule:
-    """Raises NotUnderstood."""
+    """operations: the names of all there are. Raises NotUnderstood."""
     known = KINDS.get(kind)
     if known is None:
         there = "; ".join(f"{name} ({one.what})" for name, one in KINDS.items())
@@ -117,7 +125,9 @@ def add(
     _check_values(values)
     number = int(records.setting(_NUMBER) or 0) + 1
     records.set_setting(_NUMBER, str(number))
-    pattern = known.on if on is None else _checked_pattern(routes, on)
+    pattern = known.on if on is None else _checked_pattern(operations, on)
+    if kind not in _FOR_BLOBS and any(_names_blobs(part.lower()) for part in pattern.split("|")):
+        raise NotUnderstood(f"Requests for blobs are struck by {', '.join(_FOR_BLOBS)}; {kind} is for other requests.")
     rule = msgspec.convert(
         {
             "id": number,
@@ -179,18 +189,18 @@ def _check_values(values: Mapping[str, object]) -> None:
         raise NotUnderstood(f"--seconds is {seconds:g}; expected more than 0, at most 3600.")
 
 
-def _checked_pattern(routes: Sequence[Route], on: str) -> str:
+def _checked_pattern(operations: Sequence[str], on: str) -> str:
     """A pattern that can match something; one without a method is an operation's name."""
     for part in on.split("|"):
         method, _, path = part.partition(" ")
         if path and method.upper() not in (*_METHODS, "*"):
             raise NotUnderstood(f'"{method}" is no method; expected one of {", ".join(_METHODS)}, or *.')
-        if not path and not any(fnmatchcase(route.operation.lower(), part.lower()) for route in routes):
-            near = difflib.get_close_matches(part, [route.operation for route in routes], n=3, cutoff=0.4)
+        if not path and not any(fnmatchcase(operation.lower(), part.lower()) for operation in operations):
+            near = difflib.get_close_matches(part, operations, n=3, cutoff=0.4)
             hint = f" Did you mean {', '.join(near)}?" if near else ""
             raise NotUnderstood(
                 f'"{part}" is no operation of the embedded Azure (such as VirtualMachines_CreateOrUpdate or '
-                f'VirtualMachines_*), nor a method and a path (such as "PUT */virtualMachines/*").{hint}'
+                f'VirtualMachines_*, Blobs_*), nor a method and a path (such as "PUT */virtualMachines/*").{hint}'
             )
     return on
 
@@ -221,7 +231,7 @@ class Strike:
             case "drop-before":
                 raise _dropped("nothing done")
             case "hang":
-                self._hang(float(self.rule.seconds or 0))
+                _hang(self.azure.clock, float(self.rule.seconds or 0), self.patience)
             case "refuse":
                 raise refused(str(self.rule.code), self._about())
             case "busy":
@@ -256,12 +266,6 @@ class Strike:
                 return {"evicted": True}
         return {}
 
-    def _hang(self, seconds: float) -> None:
-        self.azure.clock.sleep(seconds if self.patience is None else min(seconds, self.patience))
-        if self.patience is not None and self.patience <= seconds:
-            raise TimeoutError("kept waiting by a fault")
-        raise _dropped("after a long wait")
-
     def _evict(self) -> None:
         vm = self._vm()
         if vm is not None:
@@ -293,6 +297,13 @@ class Strike:
         )
 
 
+def _hang(clock: Clock, seconds: float, patience: float | None) -> NoReturn:
+    clock.sleep(seconds if patience is None else min(seconds, patience))
+    if patience is not None and patience <= seconds:
+        raise TimeoutError("kept waiting by a fault")
+    raise _dropped("after a long wait")
+
+
 def _dropped(when: str) -> ConnectionResetError:
     # With its number: a server takes it for its client's, and closes the connection without an answer.
     return ConnectionResetError(errno.ECONNRESET, f"dropped by a fault, {when}")
@@ -300,17 +311,46 @@ def _dropped(when: str) -> ConnectionResetError:
 
 def strike(azure: Azure, route: Route, request: Request, names: Mapping[str, str], patience: float | None) -> Strike:
     """What a rule has in store for a request; counts it."""
-    rule = None
-    with azure.store.read() as records:
-        asked = bool(records.settings(_PREFIX))
-    if asked:
-        with azure.store.write() as records:
-            rule = next((rule for rule in rules(records) if _strikes(records, rule, route, request)), None)
+    rule = _striking(azure.store, route.operation, request.method, request.path)
     return Strike(rule, azure, route, request, names, patience)
 
 
-def _strikes(records: Records, rule: Rule, route: Route, request: Request) -> bool:
-    if not _matches(rule.on, route, request) or (rule.count is not None and rule.struck >= rule.count):
+@dataclass(frozen=True)
+class BlobFaults:
+    """What rules have in store for requests for blobs."""
+
+    store: Store
+    clock: Clock
+
+    @contextlib.contextmanager
+    def around(self, operation: str, method: str, url: str, patience: float | None) -> Iterator[None]:
+        """Around the work on the request. Raises BlobError, ConnectionResetError or TimeoutError."""
+        rule = _striking(self.store, _BLOBS + operation, method, url)
+        match rule.kind if rule else "":
+            case "500" | "503" as status:
+                pause = rule.retry_after if rule else None
+                headers = {} if pause is None else {"Retry-After": str(pause)}
+                raise blob_refused("InternalError" if status == "500" else "ServerBusy", headers)
+            case "drop-before":
+                raise _dropped("nothing done")
+            case "hang":
+                _hang(self.clock, float((rule.seconds if rule else None) or 0), patience)
+        yield
+        if rule is not None and rule.kind == "drop-after":
+            raise _dropped("after the work was done")
+
+
+def _striking(store: Store, operation: str, method: str, target: str) -> Rule | None:
+    with store.read() as records:
+        asked = bool(records.settings(_PREFIX))
+    if not asked:
+        return None
+    with store.write() as records:
+        return next((rule for rule in rules(records) if _strikes(records, rule, operation, method, target)), None)
+
+
+def _strikes(records: Records, rule: Rule, operation: str, method: str, target: str) -> bool:
+    if not _matches(rule.on, operation, method, target) or (rule.count is not None and rule.struck >= rule.count):
         return False
     rule.seen += 1
     drawn = rule.probability >= 1 or random.Random(f"{rule.seed}:{rule.seen}").random() < rule.probability
@@ -320,15 +360,23 @@ def _strikes(records: Records, rule: Rule, route: Route, request: Request) -> bo
     return hit
 
 
-def _matches(on: str, route: Route, request: Request) -> bool:
-    return any(_part_matches(part, route, request) for part in on.lower().split("|"))
+def _matches(on: str, operation: str, method: str, target: str) -> bool:
+    return any(_part_matches(part, operation.lower(), method, target) for part in on.lower().split("|"))
 
 
-def _part_matches(part: str, route: Route, request: Request) -> bool:
-    method, _, path = part.partition(" ")
+def _part_matches(part: str, operation: str, method: str, target: str) -> bool:
+    if _names_blobs(part) != operation.startswith(_BLOBS.lower()):
+        return False
+    wanted, _, path = part.partition(" ")
     if not path:
-        return fnmatchcase(route.operation.lower(), part)
-    return fnmatchcase(request.method.lower(), method) and fnmatchcase(request.path.lower(), path)
+        return fnmatchcase(operation, part)
+    return fnmatchcase(method.lower(), wanted) and fnmatchcase(target.lower(), path)
+
+
+def _names_blobs(part: str) -> bool:
+    """part: in lower case."""
+    wanted, _, path = part.partition(" ")
+    return path.startswith(_HTTPS) if path else wanted.startswith(_BLOBS.lower())
 
 
 def _status(rule: Rule, route: Route) -> ArmError:

@@ -314,6 +314,7 @@ def delete_nic(azure: Azure, request: Request, group: str, name: str) -> Answer:
         user = (nic.body["properties"].get("virtualMachine") or {}).get("id")
         if user:
             raise nic_in_use(nic, user)
+        check_not_reserved(azure, nic)
         _release(records, nic)
         return network.begin_delete(azure, records, request, nic)
 
@@ -325,6 +326,22 @@ def nic_in_use(nic: Resource, user: str) -> ArmError:
         f"Network Interface {nic.id} is used by existing resource {user}. In order to delete the network "
         "interface, "
         "it must be dissociated from the resource. To learn more, see aka.ms/deletenic.",
+    )
+
+
+def check_not_reserved(azure: Azure, nic: Resource, vm_id: str = "") -> None:
+    """vm_id: the VM that is to have it. Raises ArmError.
+
+    Reported for interfaces that are deleted soon after their VM (microsoft/AzureTRE issue 4474, gardenlinux issue
+    4133)."""
+    reserved = nic.private.get("reserved")
+    if reserved is None or azure.now() >= reserved["until"] or same(reserved["vm"], vm_id):
+        return
+    raise ArmError(
+        400,
+        "NicReservedForAnotherVm",
+        "Nic(s) in request is reserved for another Virtual Machine for 180 seconds. Please provide another nic(s) or "
+        f"retry after 180 seconds. Reserved VM: {reserved['vm']}",
     )
 
 
@@ -393,9 +410,12 @@ def _public_for_vm(
     return ip.id
 
 
-def forget_with_vm(records: Records, nic: Resource, *, delete: bool) -> None:
-    """What becomes of a VM's interface, and of its public IP address, when the VM goes."""
+def forget_with_vm(records: Records, nic: Resource, *, delete: bool, reserved: Json | None) -> None:
+    """What becomes of a VM's interface, and of its public IP address, when the VM goes.
+
+    reserved: for whom, and until when; None where it is free at once."""
     if not delete:
+        nic.private["reserved"] = reserved
         detach(records, nic)
         return
     _release(records, nic)

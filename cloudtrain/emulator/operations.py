@@ -117,6 +117,14 @@ def latency(records: Records) -> timing.Latency:
     return timing.Latency(records.setting("latency") or "rehearsal", float(records.setting("latency_factor") or 1.0))
 
 
+def take(azure: Azure, kind: str) -> None:
+    """Wait for as long as Azure works on a request that it answers only when it is done. Outside any transaction."""
+    with azure.store.read() as records:
+        seconds = latency(records).seconds(kind)
+    if seconds:
+        azure.clock.sleep(seconds)
+
+
 def begin(
     azure: Azure,
     records: Records,
@@ -174,7 +182,8 @@ def advance_all(azure: Azure) -> None:
     with azure.store.read() as records:
         pending = [operation.seq for operation in records.open_operations()]
     for seq in pending:
-        advance(azure, seq)
+        # What is taken over from a process that was killed is often done but for its last word.
+        advance(azure, seq, patience=0.0 if seq in azure.workers else timing.PATIENCE_SECONDS)
 
 
 def _settle(azure: Azure, operation: Operation) -> None:

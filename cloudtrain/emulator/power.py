@@ -219,11 +219,15 @@ def remove(azure: Azure, records: Records, vm: Resource, *, evicted: bool) -> No
         for operation in records.open_operations(target=child.key):
             operations.cancel(records, operation, azure.now())
         records.delete(child.id)
+    # An orderly deletion gives its interfaces back itself (assumed: those who wrote down the refusal met it after a VM
+    # that failed, or that Azure took).
+    orderly = not evicted and vm.private.get("failure") is None
+    reserved = None if orderly else {"vm": vm.id, "until": azure.now() + timing.NIC_RESERVED_SECONDS}
     for reference in vm.body["properties"]["networkProfile"]["networkInterfaces"]:
         nic = records.resource(reference["id"])
         if nic is not None:
             option = (reference.get("properties") or {}).get("deleteOption") or "Detach"
-            interfaces.forget_with_vm(records, nic, delete=same(option, "Delete"))
+            interfaces.forget_with_vm(records, nic, delete=same(option, "Delete"), reserved=reserved)
     option = vm.body["properties"]["storageProfile"]["osDisk"]["deleteOption"]
     disks.forget_with_vm(records, vm, delete=evicted or same(option, "Delete"))
     records.drop_setting(f"notice:{vm.key}")

@@ -12,6 +12,7 @@ from cloudtrain.emulator.store import Records, Resource
 from cloudtrain.emulator.wire import same
 
 STORAGE = "https://storage.azure.com"
+MANAGEMENT = "https://management.azure.com"
 
 
 def caller(records: Records) -> str:
@@ -19,20 +20,20 @@ def caller(records: Records) -> str:
     return str(uuid.uuid5(uuid.UUID(records.setting("tenant_id") or ""), "caller"))
 
 
-def storage_token(records: Records, principal: str) -> str:
-    return f"{principal}.{_mac(records, principal)}"
+def token(records: Records, audience: str, principal: str) -> str:
+    return f"{principal}.{_mac(records, audience, principal)}"
 
 
-def of_storage_token(records: Records, token: str) -> str | None:
-    """The principal's object id; None for what is no token for storage."""
-    principal, _, mac = token.partition(".")
-    return principal if hmac.compare_digest(mac.encode(), _mac(records, principal).encode()) else None
+def holder(records: Records, audience: str, given: str) -> str | None:
+    """The object id of the principal whose token it is; None for what is no token for that audience."""
+    principal, _, mac = given.partition(".")
+    return principal if hmac.compare_digest(mac.encode(), _mac(records, audience, principal).encode()) else None
 
 
 def tokens_of_vm(records: Records, vm: Resource) -> dict[str, str]:
     """By audience; none for a VM without a managed identity."""
     principal = _of_vm(vm)
-    return {STORAGE: storage_token(records, principal)} if principal else {}
+    return {audience: token(records, audience, principal) for audience in (STORAGE, MANAGEMENT) if principal}
 
 
 def _of_vm(vm: Resource) -> str:
@@ -44,6 +45,6 @@ def known(records: Records, principal: str) -> bool:
     return same(principal, caller(records)) or any(same(principal, _of_vm(vm)) for vm in records.resources(ids.VM))
 
 
-def _mac(records: Records, principal: str) -> str:
+def _mac(records: Records, audience: str, principal: str) -> str:
     key = (records.setting("token") or "").encode()
-    return hmac.new(key, f"{STORAGE}\n{principal}".encode(), hashlib.sha256).hexdigest()
+    return hmac.new(key, f"{audience}\n{principal}".encode(), hashlib.sha256).hexdigest()

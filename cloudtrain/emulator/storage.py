@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from cloudtrain.clock import Clock
-from cloudtrain.emulator import authorization, ids, network, operations, preconditions, principals, sealing
+from cloudtrain.emulator import ids, network, operations, preconditions, principals, roles, sealing
 from cloudtrain.emulator.blobs import containers
 from cloudtrain.emulator.blobs.account import Account
+from cloudtrain.emulator.blobs.call import DOMAIN
 from cloudtrain.emulator.blobs.errors import BlobError
 from cloudtrain.emulator.blobs.index import Container, Index
-from cloudtrain.emulator.blobs.service import DOMAIN
 from cloudtrain.emulator.operations import Azure, Kind, Outcome
 from cloudtrain.emulator.routes import Route
 from cloudtrain.emulator.store import Json, Operation, Records, Resource, Store
@@ -241,6 +241,7 @@ def delete_account(azure: Azure, request: Request, group: str, name: str) -> Ans
             operations.cancel(records, other, azure.now())
         records.delete(account.id)
     sweep(azure)
+    operations.take(azure, "storage.delete")
     return Answer(200)
 
 
@@ -356,12 +357,12 @@ class Accounts:
 
     def _principal(self, token: str) -> str | None:
         with self.store.read() as records:
-            return principals.of_storage_token(records, token)
+            return principals.holder(records, principals.STORAGE, token)
 
     def _may(self, account_id: str, principal: str, container: str, right: str) -> bool:
         scope = f"{account_id}/blobServices/default/containers/{container}" if container else account_id
         with self.store.read() as records:
-            return authorization.may(records, self.clock.now().timestamp(), principal, scope, right)
+            return roles.may(records, self.clock.now().timestamp(), principal, scope, right)
 
 
 def sweep(azure: Azure) -> None:

@@ -22,6 +22,8 @@ REHEARSAL: Mapping[str, float] = {
     "vm.evicted": 0.15,
     "disk.delete": 0.06,
     "storage.create": 0.15,
+    "storage.delete": 0.0,
+    "role.assign": 0.0,
     "deployment.create": 0.0,  # as long as its resources take
     "runCommand.action": 0.05,
     "runCommand.put": 0.05,
@@ -50,6 +52,8 @@ AZURE: Mapping[str, float] = {
     "vm.evicted": 38.0,
     "disk.delete": 10.0,
     "storage.create": 20.0,
+    "storage.delete": 7.0,
+    "role.assign": 4.0,
     "deployment.create": 0.0,
     "runCommand.action": 20.0,
     "runCommand.put": 15.0,
@@ -57,7 +61,8 @@ AZURE: Mapping[str, float] = {
 }
 """As recorded on Azure: an empty group 60 s, a network 10 s, a VM 76 s, the start of a stopped VM 8 s, a restart 31 to
 90 s, a redeploy 109 to 123 s, a powerOff 9 to 17 s, a deallocation 8 to 33 s, the deletion of a deallocated VM 0.4 s, a
-managed command's PUT, PATCH and DELETE 15 s each, a storage account 20 s, simulateEviction to deallocated 68 s with its
+managed command's PUT, PATCH and DELETE 15 s each, a storage account 20 s and its deletion 7 s, the assignment of a
+role 4 s (these two are answered when they are done), simulateEviction to deallocated 68 s with its
 30 s of notice. Assumed, for want of a recording: the start of a deallocated VM as long as its creation, a registration
 and the deletion of a running VM a minute, the rest as the most like it."""
 
@@ -79,6 +84,9 @@ CLOSING_SECONDS = 15.0
 
 GHOST_SECONDS = 120.0
 """How long ARM still routes to Compute for a VM that an eviction has deleted: another 404 than ARM's own."""
+
+NIC_RESERVED_SECONDS = 180.0
+"""How long the network interface of a VM that failed or was evicted is kept for that VM alone."""
 
 DEFAULT_NOTICE_SECONDS = 30.0
 """Preempt is announced 'up to 30 seconds prior'."""

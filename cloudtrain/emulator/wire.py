@@ -10,6 +10,9 @@ from urllib.parse import parse_qsl
 
 Json = dict[str, Any]
 
+PATIENCE = "cloudtrain.patience"
+"""environ's key for how many seconds an in-process client waits for an answer."""
+
 
 class ArmError(Exception):
     """An answer that is a refusal: `{"error": {"code", "message", "target"?, "details"?}}`."""

@@ -4,7 +4,14 @@
 carries along. `scripts` makes the RunCommand scripts; `observation` and `outcome` read what they print.
 """
 
-from cloudtrain.guest.observation import Observation, StorageState, parse_observation, parse_stored_observation
+from cloudtrain.guest.observation import (
+    GuestEvent,
+    Observation,
+    StorageState,
+    parse_events,
+    parse_observation,
+    parse_stored_observation,
+)
 from cloudtrain.guest.outcome import (
     IncompleteOutput,
     StartOutcome,
@@ -29,6 +36,7 @@ __all__ = [
     "PULL_LOGIN",
     "SECRETS",
     "STORAGE",
+    "GuestEvent",
     "GuestSettings",
     "IncompleteOutput",
     "Observation",
@@ -39,6 +47,7 @@ __all__ = [
     "exit_code",
     "install_script",
     "observe_script",
+    "parse_events",
     "parse_observation",
     "parse_start",
     "parse_stop",

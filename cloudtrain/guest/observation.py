@@ -181,6 +181,17 @@ def parse_stored_observation(content: bytes) -> Observation:
     return _observation(facts, b"")
 
 
+def parse_events(content: bytes) -> list[GuestEvent]:
+    """Lines of events.jsonl; one that was cut off, or is none, is left out."""
+    told = []
+    for line in content.splitlines():
+        try:
+            told.append(json.loads(line))
+        except (ValueError, RecursionError):
+            continue
+    return list(_events(told))
+
+
 def _observation(told: dict[str, Any], content: bytes) -> Observation:
     state = _mapping(told.get("state")) or {}
     failed = _mapping(told.get("failed"))

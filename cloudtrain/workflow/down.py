@@ -1,5 +1,6 @@
-"""`down`: delete everything of a run, then look again and prove it."""
+"""`down`: bring home what the run made, delete everything of it, then look again and prove it."""
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -8,17 +9,27 @@ from cloudtrain.azure import group as groups
 from cloudtrain.azure import leftovers, names, network
 from cloudtrain.azure.group import Group
 from cloudtrain.errors import CloudtrainError, Refused
-from cloudtrain.workflow import durable
+from cloudtrain.workflow import durable, pull, stored
 from cloudtrain.workflow.context import Context
+from cloudtrain.workflow.pull import Destination, PullResult
+
+
+class Pulled(msgspec.Struct, frozen=True):
+    """What was brought home before. directory: absolute. files: how many lie there, bytes: of them."""
+
+    directory: str
+    files: int
+    bytes: int
 
 
 class DownResult(msgspec.Struct, frozen=True):
-    """Resource ids. left: what should be gone and is not (also containers and volumes of a rehearsal). kept: what is
-    left alone on purpose. kept_images: the run's trainer image where `up` pushed it; it stays in its registry, as its
-    earlier versions do."""
+    """pulled: None where nothing was brought home. Resource ids. left: what should be gone and is not (also containers
+    and volumes of a rehearsal). kept: what is left alone on purpose. kept_images: the run's trainer image where `up`
+    pushed it; it stays in its registry, as its earlier versions do."""
 
     run: str
     cloud: str
+    pulled: Pulled | None
     deleted: list[str]
     left: list[str]
     kept: list[str]
@@ -26,11 +37,20 @@ class DownResult(msgspec.Struct, frozen=True):
     searched: list[str]
 
 
-def down(ctx: Context, run: str, *, network_watcher: bool = False) -> DownResult:
-    """Like `rm -f`: a run that is not there is no error. `left` is read from Azure after the deletion."""
+def down(
+    ctx: Context,
+    run: str,
+    destination: Destination,
+    *,
+    discard: bool = False,
+    network_watcher: bool = False,
+) -> DownResult:
+    """Like `rm -f`: a run that is not there is no error. Where what it made cannot be brought home, nothing is deleted;
+    discard: it goes with the run. `left` is read from Azure after the deletion."""
     group = groups.find(ctx.session, run)
     if network_watcher:
         _refuse_shared_watcher(ctx, names.group(run))
+    pulled = _bring_home(ctx, group, destination) if group and not discard and not group.deleting else None
     kept_images = _pushed(ctx, group) if group else []
     deleted = _delete_group(ctx, group) if group else []
     if network_watcher:
@@ -41,11 +61,52 @@ def down(ctx: Context, run: str, *, network_watcher: bool = False) -> DownResult
     return DownResult(
         run=run,
         cloud=ctx.session.cloud,
+        pulled=pulled,
         deleted=[resource for resource in deleted if resource not in left],
         left=left,
         kept=kept,
         kept_images=kept_images,
         searched=[ctx.session.cloud],
+    )
+
+
+def _bring_home(ctx: Context, group: Group, destination: Destination) -> Pulled | None:
+    """As `pull`; of a run that has not finished the newest checkpoint too, which is all that it could go on from."""
+    try:
+        container = stored.opened(ctx, group)
+        result = pull.bring_home(ctx, group, container, destination, None) if container is not None else None
+    except CloudtrainError as error:
+        now = groups.find(ctx.session, group.run)
+        if now is None or now.deleting:
+            return None  # somebody else was quicker
+        raise _kept(group.run, error) from error
+    if result is None or not result.files:
+        if group.trained:
+            ctx.progress.note("There was nothing to fetch: nothing of the run lies in storage.")
+        return None
+    if not result.complete:
+        ctx.progress.note(_unfinished(ctx, result))
+    return Pulled(result.directory, len(result.files), sum(file.bytes for file in result.files))
+
+
+def _unfinished(ctx: Context, result: PullResult) -> str:
+    text = "The run had not finished, or not all of it was in storage. What is brought home is what lay there"
+    if result.as_of:
+        seconds = ctx.clock.now().timestamp() - datetime.fromisoformat(result.as_of).timestamp()
+        text += f"; the VM last wrote to it {max(0.0, seconds):.0f} s ago"
+    if result.step is not None:
+        text += f"; its newest checkpoint is at step {result.step}"
+    return text + "."
+
+
+def _kept(run: str, error: CloudtrainError) -> CloudtrainError:
+    hint = error.hint.rstrip(".")
+    return CloudtrainError(
+        error.code,
+        f"Nothing was deleted, for what run '{run}' made could not be brought home: {error.message}",
+        (f"{hint}; or  " if hint else "") + f"cloudtrain down {run} --discard  deletes it with the run.",
+        error.exit_code,
+        error.blocks,
     )
 
 

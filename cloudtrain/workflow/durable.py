@@ -16,8 +16,7 @@ from cloudtrain.azure.group import Group
 from cloudtrain.azure.storage import AccessKind, Storage, VmAccess
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import Blocks, CloudtrainError, Exit, Refused
-from cloudtrain.guest import Observation
-from cloudtrain.guest.durable import FENCE, GUEST
+from cloudtrain.guest.durable import FENCE
 from cloudtrain.workflow.context import Context
 
 # How a VM is let in by a role of its own; else by a signature of one of `AccessKind`.
@@ -252,6 +251,11 @@ def opened(ctx: Context, group: Group) -> Any:
             f"Run '{group.run}' has no storage account: somebody deleted it, or up was interrupted before it was made.",
             f"cloudtrain up {group.run}  makes it.",
         )
+    return entered(ctx, storage)
+
+
+def entered(ctx: Context, storage: Storage) -> Any:
+    """As `opened`, of an account that is there. Waits for a role that has just been assigned."""
     try:
         return storages.open_container(ctx.session, storage)
     except Refused as refusal:
@@ -263,7 +267,13 @@ def opened(ctx: Context, group: Group) -> Any:
 def _opened_by_right(ctx: Context, storage: Storage, refusal: Refused) -> Any:
     """A caller that may assign roles has one soon; any other may be allowed to use the account's keys."""
     if not _may_assign(ctx, storage):
-        return storages.open_with_key(ctx.session, storage, ctx.clock)
+        try:
+            return storages.open_with_key(ctx.session, storage, ctx.clock)
+        except Refused as no_key:
+            if no_key.code != "AuthorizationFailed":
+                raise
+            # The role is what to ask for; a key would be the way around it.
+            raise refusal from no_key
     deadline = ctx.clock.now().timestamp() + SPREADING_SECONDS
     with ctx.progress.step("waiting for the role on the blobs", usually="30 s to 10 minutes on Azure"):
         while ctx.clock.now().timestamp() < deadline:
@@ -274,20 +284,6 @@ def _opened_by_right(ctx: Context, storage: Storage, refusal: Refused) -> Any:
                     raise
             ctx.clock.sleep(ctx.session.capabilities.poll_seconds)
     raise refusal
-
-
-def told(ctx: Context, group: Group) -> Observation | None:
-    """What the guest last left in storage; None where there is nothing, or nobody here may read it. Never raises a
-    CloudtrainError: it is only information."""
-    if not group.storage_account:
-        return None
-    try:
-        storage = storages.find(ctx.session, group)
-        container = storages.open_container(ctx.session, storage) if storage else None
-        content = None if container is None else _read(container, GUEST)[0]
-        return None if content is None else guest.parse_stored_observation(content)
-    except (CloudtrainError, guest.IncompleteOutput):
-        return None
 
 
 def _read(container: Any, name: str) -> tuple[bytes | None, str]:

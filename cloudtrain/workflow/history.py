@@ -1,6 +1,8 @@
-"""`history`: what happened to a run, and where its time went: the watcher's notes, and what the guest's disk tells."""
+"""`history`: what happened to a run, and where its time went: the watcher's notes, and what the guests noted, which the
+run's storage has, or the VM's disk."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -14,7 +16,7 @@ from cloudtrain.errors import Refused
 from cloudtrain.guest.observation import GuestEvent, Observation
 from cloudtrain.recovery import history as told
 from cloudtrain.recovery.history import Event, Record
-from cloudtrain.workflow import durable, training
+from cloudtrain.workflow import durable, stored, training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.money import MoneyInfo, account
 from cloudtrain.workflow.state import state_of
@@ -69,24 +71,33 @@ class HistoryResult(msgspec.Struct, frozen=True):
 def history(ctx: Context, run: str) -> HistoryResult:
     """Raises NoSuchRun."""
     group = groups.get(ctx.session, run)
-    vm = vms.find(ctx.session, group)
+    vm, container = vms.find(ctx.session, group), stored.readable(ctx, group)
     record, note = notes.history(group), ""
-    if vm is not None and vm.power is PowerState.RUNNING:
+    runs = vm is not None and vm.power is PowerState.RUNNING
+    if container is not None and (not runs or stored.is_fresh(ctx, group, stored.observation(container))):
+        record = told.added(record, told_in_storage(container, record))
+    elif runs:
         try:
             with ctx.progress.step("asking the guest", usually="20 to 40 s on Azure"):
                 record = _take_all_over(ctx, group)
-            note = durable.renew(ctx, group, vm)
         except (GuestUnreachable, Refused) as error:
             note = f"The guest could not be asked for its part: {error.message}"
     elif group.trained:
         note = "The VM is off: what it noted since it was last read is on its disk, and is shown once it runs."
-    return _result(ctx, group, record, vm, note)
+    return _result(ctx, group, record, vm, note or durable.renew(ctx, group, vm))
 
 
 def where_read_to(group: Group) -> int:
     """Position in the guest's events up to which they were taken over; another generation has another disk."""
     record = notes.history(group)
     return record.read if record.generation == group.generation else 0
+
+
+def told_in_storage(container: Any, record: Record) -> list[Event]:
+    """What the guests noted, of all generations, but for what the record holds as sums only."""
+    events = [event for each in stored.events(container) if (event := in_our_words(each)) is not None]
+    since = record.events[0].at if record.folded else 0.0
+    return [event for event in events if event.at > since]
 
 
 def take_over(ctx: Context, group: Group, seen: Observation) -> list[Event]:

@@ -9,7 +9,7 @@ from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.guest import Observation
 from cloudtrain.recovery.history import Event
-from cloudtrain.workflow import durable, power, training
+from cloudtrain.workflow import power, stored, training
 from cloudtrain.workflow.context import Context
 
 # A guest that has sent nothing for so long is not waited for: what it has stays on the disk.
@@ -67,7 +67,7 @@ def noticed(ctx: Context, group: Group, vm: Vm | None) -> Group:
     off = vm is None or vm.power in (PowerState.DEALLOCATED, PowerState.DEALLOCATING, PowerState.STOPPED)
     if not off or group.intent is not Intent.RUNNING or group.spec.when_done == "keep":
         return group
-    seen = durable.told(ctx, group)
+    seen = stored.told(ctx, group)
     if seen is None or not seen.finished or seen.time < _last_seen(group):
         return group
     training.remember(ctx, group, training.of(seen))

@@ -12,7 +12,7 @@ from cloudtrain.azure.vm import Vm
 from cloudtrain.errors import Refused
 from cloudtrain.guest.observation import GuestEvent, Observation
 from cloudtrain.recovery.history import Event
-from cloudtrain.workflow import anew, durable, power, training
+from cloudtrain.workflow import anew, power, stored, training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.results import Training
 from cloudtrain.workflow.state import state_of
@@ -78,7 +78,7 @@ def _evict(ctx: Context, group: Group, vm: Vm, notice: float | None, bring_back:
 
 def _made_anew(ctx: Context, group: Group, timeline: "_Timeline") -> EvictionResult:
     """The VM is gone with its disk, and with what its guest has noted but for what it left in storage."""
-    former = durable.told(ctx, group)
+    former = stored.told(ctx, group)
     made = anew.make_anew(ctx, group)
     power.note(ctx, made.group, "recreated")
     timeline.add("new VM trains", ctx.clock.now())

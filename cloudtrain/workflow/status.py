@@ -1,6 +1,8 @@
 """`status`: what Azure says of the VM, what the guest says of training, and which of the two is known now."""
 
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -10,12 +12,13 @@ from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState, Vm
-from cloudtrain.errors import Refused
+from cloudtrain.errors import CloudtrainError, Refused
+from cloudtrain.guest import Observation
 from cloudtrain.recovery.history import Event, added, goodput, sums
 from cloudtrain.together import together
-from cloudtrain.workflow import durable, release, training
+from cloudtrain.workflow import durable, release, stored, training
 from cloudtrain.workflow.context import Context
-from cloudtrain.workflow.history import in_our_words, where_read_to
+from cloudtrain.workflow.history import in_our_words, told_in_storage, where_read_to
 from cloudtrain.workflow.results import Training, VmInfo, last_known, vm_info
 from cloudtrain.workflow.state import EVICTED, state_of
 
@@ -38,7 +41,9 @@ class RecoveryInfo(msgspec.Struct, frozen=True):
 
 
 class StatusResult(msgspec.Struct, frozen=True):
-    """intent: what the user last asked for. note: what a reader should know beside the state; '' as a rule."""
+    """intent: what the user last asked for. source: who told of training: "guest" (asked now), "storage" (where the
+    guest writes what it sees), "tags" (what was last known), '' where nothing is known. note: what a reader should know
+    beside the state; '' as a rule."""
 
     run: str
     cloud: str
@@ -51,6 +56,7 @@ class StatusResult(msgspec.Struct, frozen=True):
     arguments: list[str]
     vm: VmInfo | None
     training: Training | None
+    source: str
     note: str
     recovery: RecoveryInfo
 
@@ -59,13 +65,12 @@ def status(ctx: Context, run: str) -> StatusResult:
     """Raises NoSuchRun."""
     group = groups.get(ctx.session, run)
     vm = vms.find(ctx.session, group)
-    group = release.noticed(ctx, group, vm)
-    (seen, note, told), address = together(
-        lambda: _training(ctx, group, vm), lambda: network.public_ip(ctx.session, group) if vm else None
+    told, address = together(
+        lambda: _told(ctx, group, vm), lambda: network.public_ip(ctx.session, group) if vm else None
     )
-    if seen is not None and seen.finished:
+    if told.live is not None and told.live.finished:
         vm = vms.find(ctx.session, group)  # it may have been released just now
-    state = state_of(group, vm, seen)
+    state = state_of(group, vm, told.live)
     return StatusResult(
         run=run,
         cloud=ctx.session.cloud,
@@ -77,9 +82,10 @@ def status(ctx: Context, run: str) -> StatusResult:
         image=group.spec.image,
         arguments=list(group.spec.arguments),
         vm=vm_info(vm, address) if vm else None,
-        training=seen or last_known(group.progress),
-        note=note or _about(state, vm),
-        recovery=_recovery(group, told, ctx.clock.now().timestamp()),
+        training=told.training,
+        source=told.source,
+        note=told.note or _about(state, vm),
+        recovery=_recovery(group, told.events, ctx.clock.now().timestamp()),
     )
 
 
@@ -102,21 +108,84 @@ def _recovery(group: Group, told: list[Event], now: float) -> RecoveryInfo:
     )
 
 
-def _training(ctx: Context, group: Group, vm: Vm | None) -> tuple[Training | None, str, list[Event]]:
-    """What the guest says now, why it could not be asked, and what it noted."""
+@dataclass(frozen=True)
+class _Told:
+    """What is known of training, and by whom. live: what the state may be decided by. note: why the guest could not be
+    asked. events: what it noted."""
+
+    training: Training | None
+    source: str
+    live: Training | None = None
+    note: str = ""
+    events: list[Event] = field(default_factory=list)
+
+
+def _told(ctx: Context, group: Group, vm: Vm | None) -> _Told:
+    container = stored.readable(ctx, group)
+    seen, events = _in_storage(ctx, group, container) if container is not None else (None, [])
     if vm is None or vm.power is not PowerState.RUNNING:
-        return None, "", []
+        last = _last_told(group, seen, events)
+        if last.live is not None:
+            _keep_the_end(ctx, group, last.live)
+        return last
+    if seen is None or not stored.is_fresh(ctx, group, seen):
+        return _ask(ctx, group, vm, seen, events)
+    live = _dated(training.of(seen), seen)
+    _keep_the_end(ctx, group, live)
+    return _Told(live, "storage", live, note=_in_passing(ctx, group, vm, seen), events=events)
+
+
+def _in_storage(ctx: Context, group: Group, container: Any) -> tuple[Observation | None, list[Event]]:
+    try:
+        return stored.observation(container), told_in_storage(container, notes.history(group))
+    except CloudtrainError as error:
+        ctx.progress.note(f"The run's storage cannot be read: {error.message}")
+        return None, []
+
+
+def _last_told(group: Group, seen: Observation | None, events: list[Event]) -> _Told:
+    """Of a VM that is off. Only a guest that ended for good may have put it off itself, and says so."""
+    if seen is None or not stored.is_current(group, seen):
+        last = last_known(group.progress)
+        return _Told(last, "tags" if last else "", events=events)
+    last = msgspec.structs.replace(_dated(training.of(seen), seen), under_way=False)
+    return _Told(last, "storage", last if last.finished else None, events=events)
+
+
+def _ask(ctx: Context, group: Group, vm: Vm, last: Observation | None, events: list[Event]) -> _Told:
     try:
         with ctx.progress.step("asking the guest", usually="20 to 40 s on Azure"):
             observed = training.observe(ctx, group, events=where_read_to(group))
     except (GuestUnreachable, Refused) as error:
         # The VM's power state stands all the same; what the guest says is only information.
-        return None, f"The guest could not be asked: {error.message}", []
+        return replace(_last_told(group, last, events), note=f"The guest could not be asked: {error.message}")
     seen = training.of(observed)
+    _keep_the_end(ctx, group, seen)
+    fresh = [event for each in observed.events if (event := in_our_words(each)) is not None]
+    return _Told(seen, "guest", seen, note=_in_passing(ctx, group, vm, observed), events=[*events, *fresh])
+
+
+def _keep_the_end(ctx: Context, group: Group, seen: Training) -> None:
     if seen.finished and group.intent is not Intent.FINISHED:
         training.remember(ctx, group, seen)
-    note = release.after_finish(ctx, group, vm, observed) or durable.renew(ctx, group, vm)
-    return seen, note, [event for each in observed.events if (event := in_our_words(each)) is not None]
+
+
+def _dated(seen: Training, observed: Observation) -> Training:
+    at = datetime.fromtimestamp(observed.time, UTC).isoformat(timespec="seconds")
+    return msgspec.structs.replace(seen, as_of=at)
+
+
+def _in_passing(ctx: Context, group: Group, vm: Vm, seen: Observation) -> str:
+    """What every look at a run does for it; returns what there is to say of it."""
+    released = release.after_finish(ctx, group, vm, seen)
+    return released or durable.renew(ctx, group, vm) or _refused(seen)
+
+
+def _refused(seen: Observation) -> str:
+    """What will be missed once the VM is gone."""
+    if seen.storage is None or not seen.storage.refused:
+        return ""
+    return f"Storage refuses what the VM sends ({seen.storage.refused}): checkpoints stay on its disk alone."
 
 
 def _about(state: str, vm: Vm | None) -> str:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from cloudtrain import image
 from cloudtrain.azure.session import Session
+from cloudtrain.errors import InvalidSpec
 from cloudtrain.image.engine import Cancelled
 from cloudtrain.image.plan import Ensured
 from cloudtrain.progress import Progress
@@ -31,12 +32,25 @@ def planned(session: Session, progress: Progress, settings: Settings, existing: 
     rehearsed = session.defaults.repository
     if existing is not None and not said and not (rehearsed and existing.built_from == "trainer"):
         return None
+    if existing is not None:
+        _refuse_other_dockerfile(settings, existing)
     repository = rehearsed or settings.repository
     gpu = has_gpu(settings.size or (existing.size if existing else session.defaults.size))
     if repository is None or settings.image is not None:
         return image.plan(settings, repository=repository, gpu=gpu)  # nothing to read; it may have to refuse
     with progress.step("reading the build context"):
         return image.plan(settings, repository=repository, gpu=gpu)
+
+
+def _refuse_other_dockerfile(settings: Settings, existing: RunSpec) -> None:
+    """The Dockerfile is not kept with the run: without it something else would be built than before."""
+    if existing.built_from != "own" or any((settings.dockerfile, settings.context, settings.image, settings.variant)):
+        return
+    raise InvalidSpec(
+        f"Run '{existing.run}' trains an image of your own Dockerfile, which is not named now.",
+        "Name it again: --dockerfile FILE  or --context DIRECTORY.  --variant cpu|gpu  builds the trainer that comes "
+        "along instead.",
+    )
 
 
 def built(build: image.Build | None) -> tuple[str, str] | None:
@@ -57,7 +71,9 @@ def refuse_unpushed(session: Session, spec: RunSpec) -> None:
         raise image.ImageError(
             error.code,
             f"{spec.image} was never pushed: the up that was to build it did not come to its end.",
-            f"cloudtrain up {spec.run} --repository {repository}  builds it, with the other settings as they were.",
+            f"cloudtrain up {spec.run} --repository {repository}"
+            + ("" if spec.built_from == "trainer" else " --context DIRECTORY")
+            + "  builds it, with the other settings as they were.",
         ) from error
 
 

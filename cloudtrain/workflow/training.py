@@ -238,6 +238,11 @@ class LogReader:
         ended, self._saw_end = self._saw_end, seen.finished or seen.failed is not None
         return ended
 
+    def end(self, emit: Callable[[str], None]) -> None:
+        """Hand over the rest of a character that was cut off for good."""
+        if rest := self._text.decode(b"", True):
+            emit(rest)
+
 
 def _settings(ctx: Context, group: Group, ends_itself: bool) -> GuestSettings:
     spec = group.spec
@@ -256,6 +261,8 @@ def _settings(ctx: Context, group: Group, ends_itself: bool) -> GuestSettings:
         gpus=has_gpu(group.place.size),
         # Of our own trainer it is known, so that a slow start is waited for; any other image shows what it does.
         writes_progress=True if ours else None,
+        # Whoever reads storage judges by it how old is too old.
+        tuning={"publish_seconds": ctx.session.capabilities.publish_seconds},
     )
 
 

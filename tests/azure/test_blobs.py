@@ -2,8 +2,10 @@
 
 import hashlib
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from azure.storage.blob import ContainerClient, ContentSettings
@@ -23,6 +25,15 @@ def noise(size: int) -> bytes:
     return hashlib.shake_128(str(size).encode()).digest(size)
 
 
+def fetch_all(
+    container: Any, prefix: str, directory: Path, received: Callable[[int], None] = lambda count: None
+) -> blobs.Listing:
+    listing = blobs.listed(container, prefix)
+    for path, blob in listing.files.items():
+        blobs.fetch(container, blob, directory / path, received)
+    return listing
+
+
 def files(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
@@ -33,11 +44,11 @@ def test_blobs_come_home_under_their_names(container: ContainerClient, tmp_path:
         container.upload_blob(f"models/{name}", data)
     container.upload_blob("elsewhere", b"x")
     counted: list[int] = []
-    fetched = blobs.fetch_all(container, "models/", tmp_path, counted.append)
+    fetched = fetch_all(container, "models/", tmp_path, counted.append)
     assert files(tmp_path) == sent
     assert (len(fetched.files), fetched.refused) == (3, [])
     assert sum(counted) == 300_006
-    blobs.fetch_all(container, "models/", tmp_path, counted.append)
+    fetch_all(container, "models/", tmp_path, counted.append)
     assert sum(counted) == 300_006  # what is here, whole, is not fetched again
 
 
@@ -94,7 +105,7 @@ def test_a_blob_that_is_replaced_meanwhile_is_not_mixed(container: ContainerClie
     with pytest.raises(CloudtrainError) as replaced:
         blobs.fetch(container, old, tmp_path / "b")
     assert replaced.value.code == "BlobReplaced"
-    blobs.fetch_all(container, "", tmp_path)
+    fetch_all(container, "", tmp_path)
     assert files(tmp_path) == {"b": noise(8_000_000)}
 
 
@@ -104,7 +115,7 @@ def test_a_blob_with_another_checksum_is_refused(container: ContainerClient, tmp
     blob.upload_blob(b"content")
     blob.set_http_headers(wrong)
     with pytest.raises(CloudtrainError) as damaged:
-        blobs.fetch_all(container, "", tmp_path)
+        fetch_all(container, "", tmp_path)
     assert damaged.value.code == "DamagedBlob"
     assert files(tmp_path) == {}
 
@@ -112,19 +123,19 @@ def test_a_blob_with_another_checksum_is_refused(container: ContainerClient, tmp
 def test_names_that_are_no_paths_are_refused(container: ContainerClient, tmp_path: Path) -> None:
     for name in ("m/.hidden/x", "m//empty", "m/good", "m/sub/.part"):
         container.upload_blob(name, b"x")
-    fetched = blobs.fetch_all(container, "m/", tmp_path)
+    fetched = fetch_all(container, "m/", tmp_path)
     assert files(tmp_path) == {"good": b"x"}
     assert sorted(fetched.refused) == ["m/.hidden/x", "m//empty", "m/sub/.part"]
 
 
-@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/absolute", "a\\b", "a/\x00", "."])
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/absolute", "a\\b", "a/\x00", ".", "n" * 240])
 def test_no_name_leads_out_of_the_directory(tmp_path: Path, name: str) -> None:
     # HTTP clients take dots out of a URL before they send it; an attacker's own client need not.
     class Listing:
         def list_blobs(self, name_starts_with: str) -> list[SimpleNamespace]:
             return [SimpleNamespace(name=name, size=1, etag="e", content_settings=SimpleNamespace(content_md5=None))]
 
-    assert blobs.fetch_all(Listing(), "", tmp_path / "inside").refused == [name]
+    assert fetch_all(Listing(), "", tmp_path / "inside").refused == [name]
     assert files(tmp_path) == {}
 
 
@@ -133,6 +144,30 @@ def test_a_signature_that_is_over_is_one_clear_error(
 ) -> None:
     stranger = blob_service.client(query="sv=2026-10-06&sr=c&sp=rl&se=2020-01-01T00:00:00Z&sig=AAAA")
     with pytest.raises(Refused) as refusal:
-        blobs.fetch_all(stranger.get_container_client(container.container_name), "", tmp_path)
+        fetch_all(stranger.get_container_client(container.container_name), "", tmp_path)
     assert refusal.value.code == blob_service.not_authentic[1]
     assert "sig=" not in refusal.value.message
+
+
+def test_a_blob_that_is_deleted_meanwhile_is_told_apart_from_damage(container: ContainerClient, tmp_path: Path) -> None:
+    container.upload_blob("b", noise(1000))
+    (old,) = blobs.list_blobs(container)
+    container.delete_blob("b")
+    with pytest.raises(CloudtrainError) as gone:
+        blobs.fetch(container, old, tmp_path / "b")
+    assert gone.value.code == blobs.REPLACED
+    assert files(tmp_path) == {}
+
+
+def test_a_growing_blob_is_read_on_from_anywhere(container: ContainerClient) -> None:
+    assert blobs.read(container, "log") is None
+    log = container.get_blob_client("log")
+    log.create_append_blob()
+    assert blobs.read(container, "log") == b""
+    log.append_block(b"one")
+    assert [blobs.read(container, "log", begin) for begin in (0, 1, 3, 9)] == [b"one", b"ne", b"", b""]
+    log.append_block(b"two")
+    assert blobs.read(container, "log", 3) == b"two"
+    with pytest.raises(Refused) as refusal:
+        blobs.read(container._get_blob_service_client().get_container_client("no-such"), "log")
+    assert refusal.value.code == "ContainerNotFound"

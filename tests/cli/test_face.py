@@ -18,6 +18,7 @@ VERBS = [
     "doctor",
     "status",
     "logs",
+    "pull",
     "ssh",
     "stop",
     "restart",
@@ -31,7 +32,9 @@ VERBS = [
 ENVELOPE = ["cloudtrain_result", "command", "run", "ok", "data", "errors"]
 
 
-@pytest.mark.parametrize("line", [["--help"], ["--version"], ["up", "--help"], ["--show-completion"]])
+@pytest.mark.parametrize(
+    "line", [["--help"], ["--version"], ["up", "--help"], ["pull", "--help"], ["--show-completion"]]
+)
 def test_help_version_and_completion_import_no_sdk(cloudtrain: CommandLine, line: list[str]) -> None:
     told = cloudtrain(*line, python=("-X", "importtime"), SHELL="/bin/bash")
     imported = {row.rpartition("|")[2].strip().partition(".")[0] for row in told.err.splitlines() if "|" in row}
@@ -141,7 +144,7 @@ def test_a_crash_speaks_the_envelope_too_and_shows_a_traceback_only_when_asked(
     assert "Traceback" in quick("list", "--json", "-vv").err
 
 
-@pytest.mark.parametrize("verb", ["up", "status", "stop"])
+@pytest.mark.parametrize("verb", ["up", "status", "stop", "down"])
 def test_ctrl_c_says_how_to_come_back(quick: Any, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -9,13 +9,14 @@ import pytest
 
 from cloudtrain import render
 from cloudtrain.workflow.doctor import DoctorResult
-from cloudtrain.workflow.down import DownResult
+from cloudtrain.workflow.down import DownResult, Pulled
 from cloudtrain.workflow.follow import FollowResult
 from cloudtrain.workflow.history import HistoryEntry, HistoryResult, Seconds
 from cloudtrain.workflow.list_runs import ListResult, RunEntry
 from cloudtrain.workflow.logs import LogsResult
 from cloudtrain.workflow.money import MoneyInfo
 from cloudtrain.workflow.plan import CheckInfo, Plan, PlannedResource, PriceInfo
+from cloudtrain.workflow.pull import PulledFile, PullResult
 from cloudtrain.workflow.restart import RestartResult
 from cloudtrain.workflow.results import Training, VmInfo
 from cloudtrain.workflow.simulate_eviction import EvictionResult, TimelineEntry
@@ -62,6 +63,7 @@ STATUS = StatusResult(
     arguments=["--name", "two words"],
     vm=VM,
     training=HALF_WAY,
+    source="guest",
     note="",
     recovery=RecoveryInfo(
         watched=True,
@@ -86,7 +88,8 @@ PROMISED = {
     PriceInfo: "spot on_demand most_an_hour most_a_day source at spot_since",
     DoctorResult: "run cloud subscription location size checks",
     CheckInfo: "name state detail fix",
-    StatusResult: "run cloud resource_group state intent generation created image arguments vm training note recovery",
+    StatusResult: "run cloud resource_group state intent generation created image arguments vm training source note"
+    " recovery",
     RecoveryInfo: "watched watcher evictions with_notice resumes steps_lost refusals spent goodput next_attempt",
     HistoryResult: "run cloud state events earlier_events evictions with_notice without_notice refusals resumes"
     " steps_lost seconds goodput money note",
@@ -100,7 +103,10 @@ PROMISED = {
     RestartResult: "run cloud state action seen training",
     EvictionResult: "run cloud state notice_seconds saved_step resumed_step steps_lost steps_lost_note timeline"
     " training",
-    DownResult: "run cloud deleted left kept kept_images searched",
+    PullResult: "run cloud directory files fetched unchanged bytes step complete as_of refused",
+    PulledFile: "path bytes",
+    DownResult: "run cloud pulled deleted left kept kept_images searched",
+    Pulled: "directory files bytes",
     ListResult: "runs searched",
     RunEntry: "run cloud resource_group location state size created",
     TimelineEntry: "event at_seconds",
@@ -143,6 +149,7 @@ def test_the_readme_names_every_setting_verb_and_exit_code() -> None:
         "doctor",
         "status",
         "logs",
+        "pull",
         "stop",
         "restart",
         "simulate-eviction",
@@ -247,6 +254,7 @@ def test_down_names_what_is_left_and_what_is_kept() -> None:
     result = DownResult(
         run="horses",
         cloud="azure",
+        pulled=Pulled("/here/horses", 2, 1_234_567),
         deleted=["/a"],
         left=["/b"],
         kept=["/w"],
@@ -254,11 +262,12 @@ def test_down_names_what_is_left_and_what_is_kept() -> None:
         searched=["azure"],
     )
     text = shown(render.down, result)
+    assert "brought home 2 files (1.23 MB) to /here/horses" in text
     assert "deleted 1 resource." in text and "Still there (1):\n  /b" in text and "Kept: /w" in text
     assert "Kept: me/trainer:1" in text and "stay in their registry" in text
     assert "Nothing of the run is left" not in text
     assert "Nothing of the run is left" in shown(render.down, changed(result, left=[]))
-    nothing = shown(render.down, changed(result, deleted=[], left=[], kept=[], kept_images=[]))
+    nothing = shown(render.down, changed(result, pulled=None, deleted=[], left=[], kept=[], kept_images=[]))
     assert "nothing to delete" in nothing and "Azure" in nothing
 
 

@@ -29,7 +29,10 @@ from azure.storage.blob import (
     generate_container_sas,
 )
 
-from .blob_services import Service
+from cloudtrain.emulator.blobs import writing
+
+from .blob_services import Service, embedded
+from .conftest import Cloud
 
 
 @pytest.fixture
@@ -123,6 +126,40 @@ def test_content_is_checked_against_its_md5(container: ContainerClient) -> None:
         container.get_blob_client("c").upload_blob(b"x", content_settings=wrong)
     assert code(refusal) == "Md5Mismatch"
     assert not container.get_blob_client("c").exists()
+
+
+def test_the_md5_of_a_blob_in_blocks_is_what_its_sender_says(container: ContainerClient) -> None:
+    digest = bytearray(hashlib.md5(b"onetwo").digest())
+    blob = container.get_blob_client("b")
+    for block_id, data in (("1", b"one"), ("2", b"two")):
+        blob.stage_block(block_id, data)
+    blob.commit_block_list([BlobBlock("1"), BlobBlock("2")], content_settings=ContentSettings(content_md5=digest))
+    assert blob.get_blob_properties().content_settings.content_md5 == digest
+    assert [found.content_settings.content_md5 for found in container.list_blobs()] == [digest]
+    assert blob.download_blob(offset=0, length=3).properties.content_settings.content_md5 == digest
+
+
+def test_a_block_is_checked_against_its_md5(container: ContainerClient) -> None:
+    blob = container.get_blob_client("b")
+    with pytest.raises(HttpResponseError) as refusal:
+        blob.stage_block("1", b"one", headers={"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="})
+    assert (refusal.value.status_code, code(refusal)) == (400, "Md5Mismatch")
+    blob.stage_block("2", b"two")
+    assert [block.id for block in blob.get_block_list("uncommitted")[1]] == ["2"]
+
+
+def test_a_pointer_moves_only_from_the_version_that_was_read(container: ContainerClient) -> None:
+    """Put Blob with If-None-Match: * for the first, If-Match for those that follow."""
+    blob = container.get_blob_client("newest.json")
+    with pytest.raises(HttpResponseError) as never:
+        blob.upload_blob(b"0", overwrite=True, etag='"0x8D"', match_condition=MatchConditions.IfNotModified)
+    assert (never.value.status_code, code(never)) == (412, "ConditionNotMet")
+    first = blob.upload_blob(b"1", overwrite=False)["etag"]
+    blob.upload_blob(b"2", overwrite=True, etag=first, match_condition=MatchConditions.IfNotModified)
+    with pytest.raises(HttpResponseError) as late:
+        blob.upload_blob(b"3", overwrite=True, etag=first, match_condition=MatchConditions.IfNotModified)
+    assert (late.value.status_code, code(late)) == (412, "ConditionNotMet")
+    assert blob.download_blob().readall() == b"2"
 
 
 # ranges
@@ -286,6 +323,28 @@ def test_an_append_blob_grows_at_its_end(container: ContainerClient) -> None:
     assert blob.download_blob().readall() == b"one\ntwo\n"
     container.get_blob_client("second").upload_blob(b"three", blob_type="AppendBlob")
     assert container.get_blob_client("second").download_blob().readall() == b"three"
+
+
+def test_every_answer_about_an_append_blob_counts_its_blocks(container: ContainerClient) -> None:
+    blob = container.get_blob_client("journal")
+    blob.create_append_blob()
+    counts = [blob.append_block(b"x")["blob_committed_block_count"] for _ in range(3)]
+    assert [int(count) for count in counts] == [1, 2, 3]
+    assert blob.get_blob_properties().append_blob_committed_block_count == 3
+    assert blob.download_blob().properties.append_blob_committed_block_count == 3
+
+
+def test_an_append_blob_has_its_most_blocks(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_MOST_BLOCKS", 2)  # of 50 000
+    container = embedded(cloud).keyed().create_container("run")
+    blob = container.get_blob_client("journal")
+    blob.create_append_blob()
+    blob.append_block(b"a")
+    blob.append_block(b"b")
+    with pytest.raises(ResourceExistsError) as refusal:
+        blob.append_block(b"c")
+    assert (refusal.value.status_code, code(refusal)) == (409, "BlockCountExceedsLimit")
+    assert blob.download_blob().readall() == b"ab"
 
 
 def test_only_append_blobs_are_appended_to(container: ContainerClient) -> None:

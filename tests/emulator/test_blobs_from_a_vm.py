@@ -14,6 +14,7 @@ import pytest
 from azure.storage.blob import ContainerClient, generate_container_sas
 
 from cloudtrain.clock import SystemClock
+from cloudtrain.emulator.embedded import EmbeddedAzure
 from cloudtrain.emulator.machines import MachineSpec, Script, ScriptState
 from cloudtrain.emulator.machines.process import ProcessMachines
 
@@ -50,6 +51,7 @@ class World:
     container: ContainerClient
     key: str
     root: Path
+    azure: EmbeddedAzure
 
     def put(self, name: str, permission: str) -> str:
         """What the script on the VM prints."""
@@ -85,7 +87,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         without_namespaces_as_root=True,
     )
     machines.boot(SPEC)
-    yield World(machines, container, cloud.key(), root)
+    yield World(machines, container, cloud.key(), root, cloud.azure)
     machines.erase(VM)
     deadline = time.monotonic() + 5
     while servers_of(root):  # they die with the VM's supervisor, a moment later
@@ -97,7 +99,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 def servers_of(root: Path) -> list[str]:
     """The processes that serve that directory's blobs."""
     command = [b"cloudtrain.emulator.blobs.server", str(root).encode()]
-    return [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if _words(path)[-2:] == command]
+    return [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if _words(path)[-3:-1] == command]
 
 
 def _words(path: Path) -> list[bytes]:
@@ -116,3 +118,12 @@ def test_a_vm_sends_its_blobs_with_a_signature(world: World) -> None:
     world.machines.reboot(VM)
     assert world.put("third", "racw") == "201"
     assert [blob.name for blob in world.container.list_blobs()] == ["first", "third"]
+
+
+def test_a_fault_strikes_what_a_vm_sends(world: World) -> None:
+    world.azure.add_fault("503", on="Blobs_PutBlob")
+    assert world.put("first", "racw") == "503 ServerBusy"
+    world.azure.add_fault("drop-after", on="PUT https://acct.blob.core.windows.net/runs/*")
+    assert "RemoteDisconnected" in world.put("second", "racw")
+    assert world.put("third", "racw") == "201"
+    assert [blob.name for blob in world.container.list_blobs()] == ["second", "third"]

@@ -1,8 +1,10 @@
 """Machines of kind `container`, through their public face, on a real Docker engine: the same scenarios as processes."""
 
+import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -20,6 +22,7 @@ from cloudtrain.emulator.machines.container import ContainerMachines, container_
 from tests.docker_parts import base_image, engine, node_base  # noqa: F401  # fixtures
 
 from .test_process_machine import scenarios
+from .test_resource_manager_from_a_vm import World as ResourceManagerWorld
 
 pytestmark = [pytest.mark.docker, pytest.mark.skipif(os.getuid() != 0, reason="looks at a volume from the host")]
 
@@ -127,6 +130,7 @@ def shared(engine: Any, node_base: str, tmp_path_factory: pytest.TempPathFactory
     yield replace(world, source=source)
     machines.erase(VM)
     assert machines.sweep() == []
+    assert servers(world) == []
     assert not [image for image in engine.images.list() if any(source in tag for tag in image.tags)]
 
 
@@ -192,10 +196,78 @@ def test_somebody_who_removes_the_container_loses_no_disk(world: ContainerWorld)
 def test_the_disk_is_a_volume_and_the_engine_inside_is_the_vms_own(world: ContainerWorld) -> None:
     machines = world.machines()
     machines.boot(SPEC)
-    [mount] = world.client.containers.get(NODE).attrs["Mounts"]
-    assert (mount["Type"], mount["Name"]) == ("volume", NODE)
+    mounts = world.client.containers.get(NODE).attrs["Mounts"]
+    assert [mount["Name"] for mount in mounts if mount["Type"] == "volume"] == [NODE]
     scenarios.output(machines, "until docker info >/dev/null 2>&1; do sleep 0.1; done")
     assert scenarios.output(machines, "docker info -f '{{.Driver}} {{.Name}}'") == "overlay2 run-g1\n"
     assert scenarios.output(machines, "docker ps -aq") == ""
     tools = scenarios.output(machines, "for p in bash cron curl docker flock python3 sshd sudo; do command -v $p; done")
     assert len(tools.split()) == 8
+
+
+# What a node reaches of the embedded Azure, as cron, the agent and a login start it.
+REACH = """#!/usr/bin/python3
+import os, urllib.error, urllib.request
+for url in (os.environ["CLOUDTRAIN_BLOBS"] + "/nobody/run/b", os.environ["CLOUDTRAIN_ARM"] + "/subscriptions"):
+    try:
+        urllib.request.urlopen(url)
+    except urllib.error.HTTPError as error:
+        print(error.status, end=" ")
+"""
+
+
+LOG_IN = """
+ssh-keygen -q -t ed25519 -N '' -f /root/key && cat /root/key.pub >> /home/azureuser/.ssh/authorized_keys
+ssh -i /root/key -o StrictHostKeyChecking=no -o LogLevel=ERROR azureuser@127.0.0.1 """
+
+
+def servers(world: ContainerWorld) -> list[int]:
+    command = [b"cloudtrain.emulator.blobs.server", str(world.root).encode(), b"--nodes"]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().split(b"\0")[2:5] == command:
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_a_node_reaches_blobs_and_resource_manager(world: ContainerWorld) -> None:
+    machines = world.machines()
+    machines.boot(SPEC)
+    assert scenarios.output(machines, REACH) == "404 401 "
+    scenarios.output(machines, f"cat > /reach <<'END'\n{REACH}END\nchmod +x /reach")
+    by_cron = "echo '@reboot /reach > /said 2>&1; touch /done' | crontab -"
+    scenarios.output(machines, by_cron)
+    machines.reboot(VM)
+    assert scenarios.output(machines, "until [ -e /done ]; do sleep 0.05; done; cat /said") == "404 401 "
+    assert scenarios.output(machines, LOG_IN + "/reach") == "404 401 "
+
+
+def test_a_node_with_the_role_deallocates_itself(world: ContainerWorld) -> None:
+    own = ResourceManagerWorld(world.root, world.machines(), "/usr/bin/python3")
+    try:
+        own.assign(own.vm.id)
+        assert own.ask_granted("POST", f"{own.vm.id}/deallocate", STAY="600") == "202 True"
+        deadline = time.monotonic() + 15
+        while own.machines.power(own.vm.vm_id).on:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        own.cloud.await_power("deallocated")
+    finally:
+        own.machines.erase(own.vm.vm_id)
+        own.cloud.azure.close()
+
+
+def test_the_nodes_server_comes_back_with_the_next_command_and_goes_with_the_last_node(world: ContainerWorld) -> None:
+    machines = world.machines()
+    machines.boot(SPEC)
+    [server] = servers(world)
+    os.kill(server, signal.SIGKILL)
+    while servers(world):
+        time.sleep(0.02)
+    assert world.machines().power(VM).on
+    assert scenarios.output(machines, REACH) == "404 401 "
+    [again] = servers(world)
+    assert again != server
+    world.machines().boot(SPEC)
+    assert servers(world) == [again]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from azure.core.exceptions import HttpResponseError, ResourceExistsError
+from azure.core.exceptions import HttpResponseError, ResourceExistsError, ServiceResponseError
 from azure.core.pipeline.policies import RetryPolicy
 
 from cloudtrain.azure.errors import translated
@@ -415,3 +415,68 @@ def test_every_profile_of_durations_knows_every_operation() -> None:
 
     for profile in timing.PROFILES.values():
         assert set(profile) == set(timing.REHEARSAL)
+
+
+# storage
+
+
+def a_container(cloud: Cloud) -> Any:
+    cloud.account()
+    return cloud.blobs(credential=cloud.key()).create_container("run")
+
+
+@pytest.mark.parametrize(("kind", "code"), [("503", "ServerBusy"), ("500", "InternalError")])
+def test_storage_is_away_until_the_fault_is_cleared(cloud: Cloud, kind: str, code: str) -> None:
+    container = a_container(cloud)
+    cloud.azure.add_fault(kind, on="Blobs_*", count=None)
+    for action in (lambda: container.upload_blob("b", b"x"), lambda: list(container.list_blobs())):
+        with pytest.raises(HttpResponseError) as caught:
+            action()
+        assert (caught.value.status_code, caught.value.error_code) == (int(kind), code)
+    assert cloud.key()  # Resource Manager answers
+    cloud.azure.clear_faults()
+    container.upload_blob("b", b"x")
+
+
+def test_a_fault_strikes_the_blobs_that_its_address_names(cloud: Cloud) -> None:
+    container = a_container(cloud)
+    cloud.azure.add_fault("503", on="PUT https://acct.blob.core.windows.net/run/models/*", count=None)
+    container.upload_blob("logs/a", b"x")
+    with pytest.raises(HttpResponseError):
+        container.upload_blob("models/a b", b"x")
+    assert [blob.name for blob in container.list_blobs()] == ["logs/a"]
+
+
+def test_an_upload_whose_answer_is_lost_is_done_all_the_same(cloud: Cloud) -> None:
+    container = a_container(cloud)
+    cloud.azure.add_fault("drop-before", on="Blobs_PutBlob")
+    cloud.azure.add_fault("drop-after", on="Blobs_PutBlob")
+    for there in (False, True):
+        with pytest.raises(ServiceResponseError):
+            container.upload_blob("b", b"x", overwrite=True)
+        assert container.get_blob_client("b").exists() is there
+    container.upload_blob("b", b"y", overwrite=True)
+
+
+def test_a_storage_that_hangs_is_given_up(cloud: Cloud) -> None:
+    container = a_container(cloud)
+    cloud.azure.add_fault("hang", on="Blobs_PutBlock", seconds=600)
+    before = cloud.clock.now()
+    with pytest.raises(ServiceResponseError):
+        container.get_blob_client("b").stage_block("AAAA", b"x", read_timeout=20)
+    assert (cloud.clock.now() - before).total_seconds() == 20
+
+
+def test_a_fault_for_everything_strikes_no_blob(cloud: Cloud) -> None:
+    container = a_container(cloud)
+    cloud.azure.add_fault("503", count=None)
+    container.upload_blob("b", b"x")
+    with pytest.raises(HttpResponseError):
+        cloud.resources.resource_groups.get("g")
+
+
+def test_what_only_machines_can_suffer_is_no_fault_of_a_blob(cloud: Cloud) -> None:
+    with pytest.raises(NotUnderstood, match="Requests for blobs are struck by 500, 503"):
+        cloud.azure.add_fault("evict", on="Blobs_PutBlob")
+    with pytest.raises(NotUnderstood, match="Did you mean Blobs_PutBlob"):
+        cloud.azure.add_fault("503", on="Blobs_PutBlub")

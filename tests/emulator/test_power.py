@@ -1,5 +1,7 @@
 """Power operations, eviction and deletion; and that the machine's power is the truth."""
 
+from typing import Any
+
 import pytest
 from azure.core.exceptions import HttpResponseError, ResourceExistsError
 
@@ -214,3 +216,47 @@ def test_a_vm_that_is_not_there_cannot_be_started(cloud: Cloud) -> None:
     with pytest.raises(HttpResponseError) as caught:
         cloud.compute.virtual_machines.begin_start("g", "vm").result()
     assert caught.value.error.code == "ResourceNotFound"
+
+
+def own_nic(cloud: Cloud) -> str:
+    """A network interface that was there before its VM, and stays when that goes."""
+    cloud.group()
+    ip = {"name": "ipcfg", "properties": {"primary": True, "subnet": {"id": cloud.net()}}}
+    body = {"location": "eastus", "properties": {"ipConfigurations": [ip]}}
+    return str(cloud.network.network_interfaces.begin_create_or_update("g", "own", body).result().id)
+
+
+def vm_on(cloud: Cloud, nic: str, name: str = "vm") -> Any:
+    profile = {"networkInterfaces": [{"id": nic}]}
+    return cloud.vm(name, networkProfile=profile, evictionPolicy="Delete")
+
+
+def test_the_interface_of_a_vm_that_an_eviction_deleted_is_kept_for_it_for_three_minutes(cloud: Cloud) -> None:
+    nic = own_nic(cloud)
+    vm = vm_on(cloud, nic)
+    cloud.machines.cut(vm.vm_id, OffCause.EVICTED)
+    assert cloud.call("GET", VM).status == 404
+    for attempt in (
+        lambda: cloud.network.network_interfaces.begin_delete("g", "own"),
+        lambda: vm_on(cloud, nic, "other"),
+    ):
+        with pytest.raises(HttpResponseError) as refusal:
+            attempt()
+        assert (refusal.value.status_code, refusal.value.error.code) == (400, "NicReservedForAnotherVm")
+        assert refusal.value.error.message.endswith(f"retry after 180 seconds. Reserved VM: {vm.id}")
+    cloud.clock.sleep(180)
+    cloud.network.network_interfaces.begin_delete("g", "own").result()
+
+
+def test_the_vm_of_the_same_name_gets_its_interface_back_at_once(cloud: Cloud) -> None:
+    nic = own_nic(cloud)
+    vm = vm_on(cloud, nic)
+    cloud.machines.cut(vm.vm_id, OffCause.EVICTED)
+    assert cloud.call("GET", VM).status == 404
+    assert vm_on(cloud, nic).vm_id != vm.vm_id
+
+
+def test_an_orderly_deletion_frees_the_interface(cloud: Cloud) -> None:
+    vm_on(cloud, own_nic(cloud))
+    cloud.compute.virtual_machines.begin_delete("g", "vm").result()
+    cloud.network.network_interfaces.begin_delete("g", "own").result()

@@ -16,6 +16,7 @@ from azure.core.exceptions import HttpResponseError, ResourceNotFoundError, Serv
 from azure.storage.blob import generate_container_sas
 
 from cloudtrain.clock import SystemClock
+from cloudtrain.emulator import settings
 from cloudtrain.emulator.store import StoreError
 
 from .blob_services import CONTRIBUTOR, Service, embedded
@@ -425,3 +426,18 @@ def test_a_damaged_index_is_named(cloud: Cloud, service: Service) -> None:
     with pytest.raises(StoreError, match=r"index\.db cannot be used"):
         again.blobs(credential=service.key).get_container_client("runs").exists()
     again.azure.close()
+
+
+def test_what_is_answered_when_it_is_done_takes_its_time(cloud: Cloud) -> None:
+    account = cloud.account()
+    cloud.azure.set(lambda records, _: settings.set_latency(records, "azure", None))
+    role = f"{cloud.subscription}/providers/Microsoft.Authorization/roleDefinitions/{CONTRIBUTOR}"
+    body = {"properties": {"principalId": cloud.azure.caller_id, "principalType": "User", "roleDefinitionId": role}}
+    name = "8a3e9c7e-6b06-4d0a-9a55-0000000000aa"
+    begun = cloud.clock.now()
+    assert (
+        cloud.call("PUT", f"{account.id}/providers/Microsoft.Authorization/roleAssignments/{name}", body).status == 201
+    )
+    assigned = cloud.clock.now()
+    cloud.storage.storage_accounts.delete("g", "acct")
+    assert ((assigned - begun).total_seconds(), (cloud.clock.now() - assigned).total_seconds()) == (4, 7)

@@ -93,6 +93,9 @@ def test_an_up_that_was_interrupted_while_it_built_says_how_to_go_on(
         assert quick("up", "horses", "--repository", repository, "--context", ".").code == 130
     told = quick("up", "horses", "--json")
     assert (told.code, told.error["code"]) == (7, "NoSuchImage") and f"--repository {repository}" in told.error["hint"]
+    # Without the Dockerfile of before, the trainer that comes along would be built in its place.
+    told = quick("up", "horses", "--repository", repository, "--build-arg", "A=1", "--json")
+    assert told.code == 2 and "--dockerfile" in told.error["hint"]
     assert quick("down", "horses").code == 0
 
 

@@ -12,6 +12,8 @@ RAW_HEADERS = "cloudtrain.headers"
 """environ's key for the headers as they were sent, a list of pairs: WSGI loses the case and the underscores that
 names of metadata may have. Without it they are read from environ."""
 
+DOMAIN = ".blob.core.windows.net"
+
 _METADATA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LARGEST_METADATA = 8 * 1024
 
@@ -33,6 +35,12 @@ class Call:
     remote: str
     stream: IO[bytes]
     now: float  # epoch seconds
+
+    @property
+    def url(self) -> str:
+        """As it is on Azure, decoded, without its query: signatures stand there."""
+        below = "/".join(part for part in (self.container, self.blob) if part)
+        return f"https://{self.account}{DOMAIN}/{below}"
 
     def header(self, name: str) -> str:
         return self.headers.get(name, "")

@@ -42,6 +42,7 @@ _KNOWN: Mapping[str, tuple[int, str]] = {
     "ConditionNotMet": (412, "The condition specified using HTTP conditional header(s) is not met."),
     "ContainerAlreadyExists": (409, "The specified container already exists."),
     "ContainerNotFound": (404, "The specified container does not exist."),
+    "InternalError": (500, "The server encountered an internal error. Please retry the request."),
     "InvalidAuthenticationInfo": (
         401,
         "Server failed to authenticate the request. Please refer to the information in the www-authenticate header.",
@@ -127,6 +128,7 @@ _KNOWN: Mapping[str, tuple[int, str]] = {
     "PublicAccessNotPermitted": (409, "Public access is not permitted on this storage account."),
     "RequestBodyTooLarge": (413, "The request body is too large and exceeds the maximum permissible limit."),
     "ResourceNotFound": (404, "The specified resource does not exist."),
+    "ServerBusy": (503, "The server is busy."),
     "UnauthorizedBlobOverwrite": (403, "This request is not authorized to perform blob overwrites."),
     "UnsupportedHttpVerb": (405, "The resource doesn't support specified Http Verb."),
 }

@@ -192,9 +192,12 @@ class Rows:
 
     def append(self, blob: Blob, piece: Piece) -> int:
         """Add bytes at the end, before the blob's size is changed; how many blocks it has now."""
-        position = self._sql.execute("SELECT count(*) FROM pieces WHERE blob = ?", (blob.id,)).fetchone()[0]
-        self._add_pieces(blob.id, int(position), blob.size, [piece])
-        return int(position) + 1
+        position = self.block_count(blob)
+        self._add_pieces(blob.id, position, blob.size, [piece])
+        return position + 1
+
+    def block_count(self, blob: Blob) -> int:
+        return int(self._sql.execute("SELECT count(*) FROM pieces WHERE blob = ?", (blob.id,)).fetchone()[0])
 
     def _add_pieces(self, blob: int, position: int, start: int, pieces: Iterable[Piece]) -> None:
         for piece in pieces:

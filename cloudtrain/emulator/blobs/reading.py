@@ -32,21 +32,27 @@ def content_headers(call: Call) -> dict[str, str]:
 
 def read(call: Call, place: Place) -> Reply:
     while True:
-        blob, begin, end, pieces = _covering(call, place)
+        blob, begin, end, pieces, blocks = _covering(call, place)
         try:
             reader = place.index.content.open(pieces)
         except FileNotFoundError:
             continue  # replaced between the look and the opening: look again
-        return _content_reply(call, blob, begin, end, reader)
+        reply = _content_reply(call, blob, begin, end, reader)
+        reply.headers |= _block_count(blob, blocks)
+        return reply
 
 
-def _covering(call: Call, place: Place) -> tuple[Blob, int, int, list[Stretch]]:
+def _covering(call: Call, place: Place) -> tuple[Blob, int, int, list[Stretch], int]:
     with place.index.read() as rows:
         blob = existing_blob(rows, call)
         conditions.check_read(call, blob.etag, blob.modified)
         leases.check_read(blob.lease, call, "Blob")
         begin, end = _range(call, blob.size)
-        return blob, begin, end, rows.covering(blob, begin, end)
+        return blob, begin, end, rows.covering(blob, begin, end), rows.block_count(blob)
+
+
+def _block_count(blob: Blob, blocks: int) -> dict[str, str]:
+    return {"x-ms-blob-committed-block-count": str(blocks)} if blob.kind == "AppendBlob" else {}
 
 
 def _range(call: Call, size: int) -> tuple[int, int]:
@@ -100,13 +106,11 @@ def _headers(blob: Blob, now: float) -> dict[str, str]:
 def show(call: Call, place: Place) -> Reply:
     with place.index.read() as rows:
         blob = existing_blob(rows, call)
-        blocks = len(rows.pieces(blob)) if blob.kind == "AppendBlob" else 0
+        blocks = rows.block_count(blob)
     conditions.check_read(call, blob.etag, blob.modified)
     leases.check_read(blob.lease, call, "Blob")
     headers = {**_headers(blob, call.now), "Content-Length": str(blob.size), **sas.response_headers(call.query)}
-    if blob.kind == "AppendBlob":
-        headers["x-ms-blob-committed-block-count"] = str(blocks)
-    return Reply(200, headers)
+    return Reply(200, headers | _block_count(blob, blocks))
 
 
 def show_metadata(call: Call, place: Place) -> Reply:

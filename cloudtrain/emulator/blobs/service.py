@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -17,16 +18,17 @@ from cloudtrain.clock import Clock
 from cloudtrain.emulator.blobs import access, conditions, containers, listing, reading, writing
 from cloudtrain.emulator.blobs.access import Need
 from cloudtrain.emulator.blobs.account import Account
-from cloudtrain.emulator.blobs.call import Call, Reply, call_of
+from cloudtrain.emulator.blobs.call import DOMAIN, Call, Reply, call_of
+from cloudtrain.emulator.blobs.content import Reader
 from cloudtrain.emulator.blobs.errors import BlobError, bad_header, bad_query, not_emulated, refused
 from cloudtrain.emulator.blobs.index import Index
 from cloudtrain.emulator.blobs.place import Place
-from cloudtrain.emulator.wire import guid, zulu
+from cloudtrain.emulator.blobs.sas import Grant
+from cloudtrain.emulator.wire import PATIENCE, guid, zulu
 
 Handler = Callable[[Call, Place], Reply]
 StartResponse = Callable[..., Any]
 
-DOMAIN = ".blob.core.windows.net"
 _SERVER = "Windows-Azure-Blob/1.0 Microsoft-HTTPAPI/2.0"
 _READ, _LIST, _WRITE = Need("read", "o", "r", "r"), Need("read", "c", "l", "l"), Need("write", "o", "w", "w")
 _CREATE, _DELETE = Need("write", "o", "cw", "cw"), Need("delete", "o", "d", "d")
@@ -45,42 +47,55 @@ _NOT_EMULATED = (
 _SHOW_CONTAINER = Need("read", "c", "", "r")
 _ACL = Need("acl", "c")
 
-# Level of the path, method, comp -> the operation. The level's restype has to be there, too.
-_OPERATIONS: Mapping[tuple[str, str, str], tuple[Handler, Need]] = {
-    ("service", "GET", "list"): (containers.list_containers, Need("read", "s", "", "l")),
-    ("service", "POST", "userdelegationkey"): (containers.user_delegation_key, Need("delegate", "s")),
-    ("container", "PUT", ""): (containers.create, Need("write", "c", "", "cw")),
-    ("container", "GET", ""): (containers.show, _SHOW_CONTAINER),
-    ("container", "HEAD", ""): (containers.show, _SHOW_CONTAINER),
-    ("container", "GET", "metadata"): (containers.show, _SHOW_CONTAINER),
-    ("container", "HEAD", "metadata"): (containers.show, _SHOW_CONTAINER),
-    ("container", "PUT", "metadata"): (containers.set_metadata, Need("write", "c", "", "w")),
-    ("container", "DELETE", ""): (containers.delete, Need("delete", "c", "", "d")),
-    ("container", "PUT", "lease"): (containers.lease, Need("write", "c", "", "w")),
-    ("container", "GET", "acl"): (containers.show_policies, _ACL),
-    ("container", "HEAD", "acl"): (containers.show_policies, _ACL),
-    ("container", "PUT", "acl"): (containers.set_policies, _ACL),
-    ("container", "GET", "list"): (listing.list_blobs, _LIST),
-    ("blob", "PUT", ""): (writing.put, _CREATE),
-    ("blob", "PUT", "block"): (writing.put_block, _WRITE),
-    ("blob", "PUT", "blocklist"): (writing.put_block_list, _WRITE),
-    ("blob", "PUT", "appendblock"): (writing.append, Need("write", "o", "aw", "aw")),
-    ("blob", "GET", ""): (reading.read, _READ),
-    ("blob", "HEAD", ""): (reading.show, _READ),
-    ("blob", "DELETE", ""): (reading.delete, _DELETE),
-    ("blob", "GET", "metadata"): (reading.show_metadata, _READ),
-    ("blob", "HEAD", "metadata"): (reading.show_metadata, _READ),
-    ("blob", "PUT", "metadata"): (reading.set_metadata, _WRITE),
-    ("blob", "PUT", "properties"): (reading.set_properties, _WRITE),
-    ("blob", "PUT", "lease"): (reading.lease, _WRITE),
-    ("blob", "GET", "blocklist"): (reading.show_blocks, _READ),
+# Level of the path, method, comp -> the operation, by the name that it has in Azure's logs (StorageBlobLogs). The
+# level's restype has to be there, too.
+_OPERATIONS: Mapping[tuple[str, str, str], tuple[str, Handler, Need]] = {
+    ("service", "GET", "list"): ("ListContainers", containers.list_containers, Need("read", "s", "", "l")),
+    ("service", "POST", "userdelegationkey"): (
+        "GetUserDelegationKey",
+        containers.user_delegation_key,
+        Need("delegate", "s"),
+    ),
+    ("container", "PUT", ""): ("CreateContainer", containers.create, Need("write", "c", "", "cw")),
+    ("container", "GET", ""): ("GetContainerProperties", containers.show, _SHOW_CONTAINER),
+    ("container", "HEAD", ""): ("GetContainerProperties", containers.show, _SHOW_CONTAINER),
+    ("container", "GET", "metadata"): ("GetContainerMetadata", containers.show, _SHOW_CONTAINER),
+    ("container", "HEAD", "metadata"): ("GetContainerMetadata", containers.show, _SHOW_CONTAINER),
+    ("container", "PUT", "metadata"): ("SetContainerMetadata", containers.set_metadata, Need("write", "c", "", "w")),
+    ("container", "DELETE", ""): ("DeleteContainer", containers.delete, Need("delete", "c", "", "d")),
+    ("container", "PUT", "lease"): ("LeaseContainer", containers.lease, Need("write", "c", "", "w")),
+    ("container", "GET", "acl"): ("GetContainerACL", containers.show_policies, _ACL),
+    ("container", "HEAD", "acl"): ("GetContainerACL", containers.show_policies, _ACL),
+    ("container", "PUT", "acl"): ("SetContainerACL", containers.set_policies, _ACL),
+    ("container", "GET", "list"): ("ListBlobs", listing.list_blobs, _LIST),
+    ("blob", "PUT", ""): ("PutBlob", writing.put, _CREATE),
+    ("blob", "PUT", "block"): ("PutBlock", writing.put_block, _WRITE),
+    ("blob", "PUT", "blocklist"): ("PutBlockList", writing.put_block_list, _WRITE),
+    ("blob", "PUT", "appendblock"): ("AppendBlock", writing.append, Need("write", "o", "aw", "aw")),
+    ("blob", "GET", ""): ("GetBlob", reading.read, _READ),
+    ("blob", "HEAD", ""): ("GetBlobProperties", reading.show, _READ),
+    ("blob", "DELETE", ""): ("DeleteBlob", reading.delete, _DELETE),
+    ("blob", "GET", "metadata"): ("GetBlobMetadata", reading.show_metadata, _READ),
+    ("blob", "HEAD", "metadata"): ("GetBlobMetadata", reading.show_metadata, _READ),
+    ("blob", "PUT", "metadata"): ("SetBlobMetadata", reading.set_metadata, _WRITE),
+    ("blob", "PUT", "properties"): ("SetBlobProperties", reading.set_properties, _WRITE),
+    ("blob", "PUT", "lease"): ("LeaseBlob", reading.lease, _WRITE),
+    ("blob", "GET", "blocklist"): ("GetBlockList", reading.show_blocks, _READ),
 }
+OPERATION_NAMES = sorted({name for name, _, _ in _OPERATIONS.values()})
+
+Around = Callable[[str, str, str, float | None], AbstractContextManager[None]]
+
+
+def _undisturbed(operation: str, method: str, url: str, patience: float | None) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 @dataclass
 class BlobService:
     """PEP 3333. root: the directory that holds a directory for each account. account: None where there is no such
-    account, or not any more.
+    account, or not any more. around: around the work on each request, given its operation, method, URL, and for how
+    many seconds its client waits; what it raises becomes of the request.
 
     Raises StoreError where an index or a disk cannot be used, and gaierror for a host that there is not: in-process
     callers get them as they are."""
@@ -88,6 +103,7 @@ class BlobService:
     root: Path
     clock: Clock
     account: Callable[[str], Account | None]
+    around: Around = _undisturbed
     indexes: dict[str, Index] = field(default_factory=dict)
     mutex: threading.Lock = field(default_factory=threading.Lock)
 
@@ -100,7 +116,7 @@ class BlobService:
         if account is None and not prefix:
             raise socket.gaierror(socket.EAI_NONAME, f"Name or service not known: {name}{DOMAIN}")
         try:
-            reply = self._answer(call, account)
+            reply = self._answer(call, account, environ.get(PATIENCE))
         except BlobError as refusal:
             reply = _refusal(refusal, request_id, now)
         return _send(call, reply, request_id, start_response)
@@ -118,18 +134,25 @@ class BlobService:
             while self.indexes:
                 self.indexes.popitem()[1].close()
 
-    def _answer(self, call: Call, account: Account | None) -> Reply:
+    def _answer(self, call: Call, account: Account | None, patience: float | None) -> Reply:
         if account is None:
             raise refused("ResourceNotFound")
         _check_version(call)
-        handler, need = _operation(call)
-        index = self.index(account)
+        name, handler, need = _operation(call)
+        with ExitStack() as unsent:
+            with self.around(name, call.method, call.url, patience):
+                reply = handler(call, Place(account, self.index(account), self._grant(call, account, need)))
+                if isinstance(reply.body, Reader):
+                    unsent.callback(reply.body.close)
+            unsent.pop_all()
+        return reply
+
+    def _grant(self, call: Call, account: Account, need: Need) -> Grant:
         container = None
         if call.query.get("si"):  # a stored access policy, which is the container's
-            with index.read() as rows:
+            with self.index(account).read() as rows:
                 container = rows.container(call.container)
-        grant = access.authorize(call, account, need, container)
-        return handler(call, Place(account, index, grant))
+        return access.authorize(call, account, need, container)
 
 
 def account_of(environ: Mapping[str, Any]) -> tuple[str, str]:
@@ -142,7 +165,7 @@ def account_of(environ: Mapping[str, Any]) -> tuple[str, str]:
     return name, f"/{name}"
 
 
-def _operation(call: Call) -> tuple[Handler, Need]:
+def _operation(call: Call) -> tuple[str, Handler, Need]:
     level = "blob" if call.blob else "container" if call.container else "service"
     comp, restype = call.query.get("comp", "").lower(), call.query.get("restype", "").lower()
     _refuse_what_is_not_here(call)

@@ -12,6 +12,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Literal, Protocol
 
+MANAGEMENT_PATH = "/management.azure.com"
+"""Below it a VM finds Resource Manager, at the port that serves it the blobs: an account's name has no dots."""
+
 
 class MachineError(Exception):
     """The machine cannot do it; the message says why, in words for the person at the keyboard."""

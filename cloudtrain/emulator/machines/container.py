@@ -29,13 +29,15 @@ from cloudtrain.emulator.machines import (
 )
 from cloudtrain.emulator.machines.channel import Message
 from cloudtrain.emulator.machines.engine import VM_LABEL, Engine, errors
-from cloudtrain.emulator.machines.node import DISK, RECORDS, SOCKET, SSH_PORT, UPPER
+from cloudtrain.emulator.machines.node import AZURE, DISK, RECORDS, SOCKET, SSH_PORT, UPPER
 from cloudtrain.emulator.machines.node_image import NodeImage
+from cloudtrain.emulator.machines.node_server import NodeServer
 from cloudtrain.emulator.machines.registry import Registry
 
 _TAIL = 4096  # bytes of each stream that Azure's agent reports
 _POLL = 0.03
 _BOOT_SECONDS = 180.0
+_ANSWERED_AFTER = 0.3
 _CUT_SECONDS = 2.0  # for process 1 to end when told to; then it is killed
 _CTL = ["socat", "-t", "86400", "-", f"UNIX-CONNECT:{SOCKET}"]
 # All but one of the capabilities, where --privileged would give the host's devices too. Hosts that are sandboxes
@@ -56,7 +58,15 @@ def container_machines(root: Path, *, clock: Clock, node_base: str) -> "Containe
     engine = Engine(root)
     image = NodeImage(root, engine=engine, base=node_base, tell=lambda text: None)
     registry = Registry(root / "nodes", engine=engine, image=image)
-    return ContainerMachines(root / "nodes", clock=clock, image=image, registry=registry, engine=engine)
+    server = NodeServer(root, node_base=node_base)
+    return ContainerMachines(root / "nodes", clock=clock, image=image, registry=registry, server=server, engine=engine)
+
+
+def nodes_from_inside(root: Path, *, clock: Clock, node_base: str) -> "ContainerMachines":
+    """The machines as the server of the nodes' own requests has them."""
+    machines = container_machines(root, clock=clock, node_base=node_base)
+    machines.answered_after = _ANSWERED_AFTER
+    return machines
 
 
 class ContainerMachines:
@@ -64,12 +74,18 @@ class ContainerMachines:
 
     kind = "container"
     impatience = 15.0  # seconds after which a node that does not answer is taken for hung
+    answered_after = 0.0
+    """Seconds for which the end of a node waits: one that asks for its own hears first that this is accepted, as on
+    Azure, where the end takes seconds."""
 
-    def __init__(self, root: Path, *, clock: Clock, image: NodeImage, registry: Registry, engine: Engine) -> None:
+    def __init__(
+        self, root: Path, *, clock: Clock, image: NodeImage, registry: Registry, server: NodeServer, engine: Engine
+    ) -> None:
         self._root = root.absolute()
         self._clock = clock
         self._image = image
         self._registry = registry
+        self._server = server
         self._engine = engine
         self._in_use: int | None = None
         self._mark = self._root / "made"  # there, as long as something in the engine may be ours
@@ -91,12 +107,14 @@ class ContainerMachines:
                     before = self.power(spec.vm_id).boot
                 with errors():
                     self._engine.api.put_archive(name, str(DISK), _archive(f"{RECORDS.name}/config.json", config))
+                    self._server.start()  # making the node image took longer than a server waits for nodes
                     self._engine.api.start(name)
             self._await_ready(spec, before)
 
     def _config(self, spec: MachineSpec) -> Message:
         """What process 1 of the node has to know."""
         registry = self._registry.start()
+        self._server.start()
         return {
             "spec": {**asdict(spec), "ssh_public_keys": list(spec.ssh_public_keys), "tags": dict(spec.tags)},
             "ssh_open": spec.ssh_open,
@@ -118,7 +136,7 @@ class ContainerMachines:
                 ports=[SSH_PORT],
                 host_config={
                     **_HOST_CONFIG,
-                    "Binds": [f"{name}:{DISK}"],
+                    "Binds": [f"{name}:{DISK}", f"{self._server.directory}:{AZURE}:ro"],
                     "PortBindings": {f"{SSH_PORT}/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]},
                 },
             )
@@ -148,6 +166,7 @@ class ContainerMachines:
         boot = int(said.get("boot", 0))
         state = found["State"]
         if state["Running"]:
+            self._server.start()  # somebody may have killed it
             return Power(True, None, _when(said["since"]) if said else _engines_time(state["StartedAt"]), boot)
         if state["Status"] == "created":  # whoever was booting it was killed, or is about to start it
             return Power(False, OffCause.NEVER_STARTED, None, boot)
@@ -163,8 +182,14 @@ class ContainerMachines:
     def power_off(self, vm_id: str) -> None:
         self._cut(vm_id, "SIGUSR1")
 
+    def any_on(self) -> bool:
+        return any(
+            (found["Labels"] or {}).get(VM_LABEL) and found["State"] == "running" for found in self._engine.containers()
+        )
+
     def _cut(self, vm_id: str, signal_name: str) -> None:
         """Let process 1 end, which says why first; a hung one is killed. Returns when nothing runs any more."""
+        self._clock.sleep(self.answered_after)
         self._engine.kill(_name(vm_id), signal_name)
         if not self._await_off(vm_id, _CUT_SECONDS):
             self._engine.kill(_name(vm_id), "SIGKILL")
@@ -182,11 +207,13 @@ class ContainerMachines:
 
     def shut_down(self, vm_id: str, grace_seconds: float = 10.0) -> None:
         order = {"op": "shut_down", "cause": OffCause.POWERED_OFF.value, "grace": grace_seconds}
+        self._clock.sleep(self.answered_after)
         self._ask(vm_id, order, grace_seconds + self.impatience)
         if not self._await_off(vm_id, 1.0):
             self.power_off(vm_id)
 
     def reboot(self, vm_id: str) -> None:
+        self._clock.sleep(self.answered_after)
         answer = self._ask(vm_id, {"op": "reboot", "grace": 10.0}, 10.0 + _BOOT_SECONDS)
         if answer is None:
             raise MachineError("The VM is off, or it went off while it was rebooted: boot it.")
@@ -200,6 +227,7 @@ class ContainerMachines:
             raise MachineError("The VM went off, or its process 1 does not answer.")
 
     def erase(self, vm_id: str) -> None:
+        self._clock.sleep(self.answered_after)
         with self._locked(vm_id) as lock:
             self._engine.remove_container(_name(vm_id))
             self._engine.remove_volume(_name(vm_id))
@@ -344,6 +372,7 @@ class ContainerMachines:
             return []
         else:
             if not self.strays():
+                self._server.end()
                 self._registry.remove()
                 self._image.remove()
                 self._mark.unlink(missing_ok=True)

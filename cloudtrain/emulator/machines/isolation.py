@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cloudtrain.emulator.machines import guest_init, namespaces, rootfs, shims
+from cloudtrain.emulator.machines import MANAGEMENT_PATH, guest_init, namespaces, rootfs, shims
 from cloudtrain.emulator.machines.accounts import add_account
 from cloudtrain.emulator.machines.agent import Surroundings
 from cloudtrain.emulator.machines.channel import Channel
@@ -309,7 +309,8 @@ def _surroundings(prefix: Path, config: dict[str, Any], port: int) -> Surroundin
     service = f"http://127.0.0.1:{port}"
     environment = {"CLOUDTRAIN_IMDS": service, "AZURE_POD_IDENTITY_AUTHORITY_HOST": service}
     if config["blob_port"]:
-        environment["CLOUDTRAIN_BLOBS"] = f"http://127.0.0.1:{config['blob_port']}"
+        server = f"http://127.0.0.1:{config['blob_port']}"
+        environment |= {"CLOUDTRAIN_BLOBS": server, "CLOUDTRAIN_ARM": f"{server}{MANAGEMENT_PATH}"}
     if not isolated:
         environment |= {"CLOUDTRAIN_ROOT": str(prefix), "CLOUDTRAIN_INIT": str(os.getpid())}
     shims.describe_engine(prefix, config, environment)

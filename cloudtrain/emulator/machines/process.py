@@ -51,14 +51,16 @@ _START = (
 _TAIL = 4096  # bytes of each stream that Azure's agent reports
 _POLL = 0.01  # seconds between looks at something that takes tens of milliseconds
 _BOOT_SECONDS = 180.0
+_ANSWERED_AFTER = 0.3
 
 
 class ProcessMachines:
     """See `Machines`.
 
     root: one directory per VM lies below. images: what the VM's docker starts for an image, as an argv prefix.
-    blob_server: the command that serves the blobs of the storage accounts to a VM, on the listening socket that is its
-    standard input; started when the VM first connects. Empty: the VM reaches none.
+    blob_server: the command that serves the blobs of the storage accounts and Resource Manager to a VM, on the
+    listening socket that is its standard input; started when the VM first connects, with the VM's directory as its last
+    argument. Empty: the VM reaches neither.
     readable: host directories that the VM sees, read-only, at the same paths; the Python that runs this and the
     package are seen anyway. without_namespaces: None lets the kernel decide; True forces the kind without them.
     without_namespaces_as_root: that kind isolates no files, so that root is refused it unless this says otherwise.
@@ -367,6 +369,30 @@ class ProcessMachines:
             return None
         finally:
             channel.close()
+
+
+class _MachinesFromInside(ProcessMachines):
+    """As the server of a VM's own requests has them: it dies with that VM, whose supervisor does without it what it was
+    told. A VM that asks for its own end hears that it is accepted first, as on Azure, where the end takes seconds."""
+
+    def _ask(self, vm: VmDirectory, order: Message, timeout: float | None = None) -> Message | None:
+        if order["op"] in ("cut", "shut_down", "reboot"):
+            self._clock.sleep(_ANSWERED_AFTER)
+        return super()._ask(vm, order, timeout)
+
+
+def machines_of(vm: Path, clock: Clock) -> ProcessMachines:
+    """The machines of which the VM in this directory is one, made as for its last boot."""
+    config = read_json(vm / "machine.json")
+    return _MachinesFromInside(
+        vm.parent,
+        clock=clock,
+        images=config["images"],
+        readable=[Path(path) for path in config["readable"]],
+        blob_server=config["blob_server"],
+        without_namespaces=True if config["kind"] == "subreapers" else None,
+        without_namespaces_as_root=config["kind"] == "subreapers",
+    )
 
 
 _REFUSED_TO_ROOT = (

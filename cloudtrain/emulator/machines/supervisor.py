@@ -449,7 +449,7 @@ def _serve_blobs(supervisor: Supervisor, listening: socket.socket) -> None:
     """The VM's first connection: whoever serves it is started, and ends with this process at the latest."""
     supervisor.selector.unregister(listening)
     server = supervisor.blob_server = subprocess.Popen(
-        supervisor.config["blob_server"],
+        [*supervisor.config["blob_server"], str(supervisor.vm.path)],
         stdin=listening.fileno(),
         stdout=subprocess.DEVNULL,
         preexec_fn=partial(namespaces.die_with_parent, signal.SIGKILL),

@@ -23,7 +23,7 @@ from cloudtrain.emulator.machines import agent, imds
 from cloudtrain.emulator.machines.agent import CannotRun, RunningScript, Surroundings
 from cloudtrain.emulator.machines.channel import Channel, Message
 from cloudtrain.emulator.machines.directory import read_json, write_json
-from cloudtrain.emulator.machines.node import RECORDS, RECORDS_INSIDE, SOCKET, root, services
+from cloudtrain.emulator.machines.node import ENVIRONMENT, RECORDS, RECORDS_INSIDE, SOCKET, root, services
 from cloudtrain.emulator.machines.process_table import Row, rows, send_signal
 
 _ACKNOWLEDGED_AFTER = 0.2  # the answer to the acknowledgement gets out before the cut
@@ -63,6 +63,7 @@ class Node:
         if not (RECORDS_INSIDE / "provisioned").exists():
             services.provision(self.config["spec"])
             (RECORDS_INSIDE / "provisioned").touch()
+        services.set_environment()
         services.set_up_network(ssh_open=self.config["ssh_open"])
         self.state |= {"boot": self.state["boot"] + 1, "incarnation": self.events.incarnation}
         write_json(RECORDS_INSIDE / "state.json", self.state)
@@ -323,7 +324,7 @@ class Node:
         self.selector.register(connection, selectors.EVENT_READ, hear)
 
 
-_SURROUNDINGS = Surroundings(prefix=Path("/"), programs="", environment={}, can_switch_user=True)
+_SURROUNDINGS = Surroundings(prefix=Path("/"), programs="", environment=ENVIRONMENT, can_switch_user=True)
 
 
 def _record_of(key: str) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cloudtrain.emulator.machines.accounts import add_account
-from cloudtrain.emulator.machines.node import SSH_PORT
+from cloudtrain.emulator.machines.node import AZURE_INSIDE, AZURE_PORT, ENVIRONMENT, SSH_PORT
 
 _LOGS = Path("/var/log")
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
@@ -20,13 +20,22 @@ def commands(config: dict[str, Any]) -> dict[str, list[str]]:
         "dockerd": ["dockerd"],
         "cron": ["cron", "-f"],
         "sshd": ["/usr/sbin/sshd", "-D", "-e"],
-        "registry": _forwarder(config["registry_port"], config["registry"]),
+        # The rehearsal's registry has the same name in the node as outside of it.
+        "registry": _forwarder(config["registry_port"], f"TCP:{config['registry']}"),
+        "azure": _forwarder(AZURE_PORT, f"UNIX-CONNECT:{AZURE_INSIDE / 'azure.sock'}"),
     }
 
 
-def _forwarder(port: int, registry: str) -> list[str]:
-    """The rehearsal's registry has the same name in the node as outside of it."""
-    return ["socat", f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork", f"TCP:{registry}"]
+def _forwarder(port: int, to: str) -> list[str]:
+    return ["socat", f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork", to]
+
+
+def set_environment() -> None:
+    """Where cron's jobs and logins read it (pam_env)."""
+    path = Path("/etc/environment")
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in lines if line.partition("=")[0] not in ENVIRONMENT]
+    path.write_text("".join(f"{line}\n" for line in [*kept, *(f"{key}={value}" for key, value in ENVIRONMENT.items())]))
 
 
 def start(name: str, command: list[str]) -> "subprocess.Popen[bytes]":
