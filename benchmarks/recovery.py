@@ -267,7 +267,7 @@ class World:
         killed_looks: float = KILLED_LOOKS,
         shortage_hours: float = SHORTAGE_HOURS,
     ) -> None:
-        from cloudtrain.azure.session import on_emulator
+        from cloudtrain.azure.session import AZURE_POLL_SECONDS, on_emulator
         from cloudtrain.emulator import settings
         from cloudtrain.emulator.embedded import EmbeddedAzure
         from cloudtrain.emulator.machines.simulated import Job, SimulatedMachines
@@ -282,7 +282,8 @@ class World:
         self.azure = FragileCloud(
             EmbeddedAzure(home / "azure", clock=self.clock, machines=self.machines), random.Random(f"{seed} kills")
         )
-        self.session = on_emulator(self.azure, self.clock)
+        # As seldom as on Azure: each look at a thing that takes a minute costs real time.
+        self.session = on_emulator(self.azure, self.clock, poll_seconds=AZURE_POLL_SECONDS)
         self.context = Context(self.session, self.clock, Steps())
         cores = 100 * len(rates)
         self.azure.set(lambda records, _: settings.set_quota(records, "spot_cores", cores, None))
