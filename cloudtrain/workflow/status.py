@@ -11,19 +11,19 @@ from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import Refused
-from cloudtrain.recovery.history import Event, added, goodput, sums
+from cloudtrain.recovery.history import Event, Sums, added, goodput, sums
 from cloudtrain.together import together
 from cloudtrain.workflow import durable, release, training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.history import in_our_words, where_read_to
+from cloudtrain.workflow.money import MoneyInfo, account
 from cloudtrain.workflow.results import Training, VmInfo, last_known, vm_info
 from cloudtrain.workflow.state import EVICTED, state_of
 
 
 class RecoveryInfo(msgspec.Struct, frozen=True):
     """What happened to the run, as far as it was noted; `history` tells more. watched: watchers may touch it. watcher:
-    one looks after it now. refusals: of starts. spent: USD for the VM, by list prices. goodput: see
-    `history`. next_attempt: ISO 8601."""
+    one looks after it now. refusals: of starts. goodput: see `history`. next_attempt: ISO 8601."""
 
     watched: bool
     watcher: bool
@@ -32,7 +32,6 @@ class RecoveryInfo(msgspec.Struct, frozen=True):
     resumes: int
     steps_lost: int
     refusals: int
-    spent: float
     goodput: float | None
     next_attempt: str | None
 
@@ -53,6 +52,7 @@ class StatusResult(msgspec.Struct, frozen=True):
     training: Training | None
     note: str
     recovery: RecoveryInfo
+    money: MoneyInfo
 
 
 def status(ctx: Context, run: str) -> StatusResult:
@@ -66,6 +66,8 @@ def status(ctx: Context, run: str) -> StatusResult:
     if seen is not None and seen.finished:
         vm = vms.find(ctx.session, group)  # it may have been released just now
     state = state_of(group, vm, seen)
+    now = ctx.clock.now().timestamp()
+    total = sums(added(notes.history(group), told), group.begun, now)
     return StatusResult(
         run=run,
         cloud=ctx.session.cloud,
@@ -79,13 +81,14 @@ def status(ctx: Context, run: str) -> StatusResult:
         vm=vm_info(vm, address) if vm else None,
         training=seen or last_known(group.progress),
         note=note or _about(state, vm),
-        recovery=_recovery(group, told, ctx.clock.now().timestamp()),
+        recovery=_recovery(group, total, now),
+        money=account(ctx, group, total, vm),
     )
 
 
-def _recovery(group: Group, told: list[Event], now: float) -> RecoveryInfo:
-    """told: what the guest has noted since its notes were last taken over. `history` keeps them; this only counts."""
-    total = sums(added(notes.history(group), told), group.begun, now)
+def _recovery(group: Group, total: Sums, now: float) -> RecoveryInfo:
+    """total: with what the guest has noted since its notes were last taken over. `history` keeps them; this only
+    counts."""
     useful = goodput(total)
     waits = notes.memory(group).next_at
     return RecoveryInfo(
@@ -96,7 +99,6 @@ def _recovery(group: Group, told: list[Event], now: float) -> RecoveryInfo:
         resumes=total.resumes,
         steps_lost=total.steps_lost,
         refusals=total.refusals,
-        spent=round(total.spent, 4),
         goodput=None if useful is None else round(useful, 4),
         next_attempt=datetime.fromtimestamp(waits, UTC).isoformat(timespec="seconds") if waits > now else None,
     )
