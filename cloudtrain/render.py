@@ -141,6 +141,7 @@ def plan(result: "Plan", paint: Paint) -> list[str]:
         ("place", f"{result.location}, subscription {result.subscription}"),
         ("VM image", result.vm_image),
         ("trainer", trainer),
+        *_recovery_plan(result),
         *_price_rows(result),
     ]
     lines += _labelled(rows, paint)
@@ -171,6 +172,15 @@ def _planned(result: "Plan") -> str:
     return what if result.bills else f"{what}; a rehearsal, nothing is billed"
 
 
+def _recovery_plan(result: "Plan") -> list[Row]:
+    """Where the VM may be made instead."""
+    words = [f"zone {zone}" for zone in result.zones] + result.other_sizes + result.other_locations
+    if result.fallback:
+        _, _, after = result.fallback.partition(":")
+        words.append("at last on demand" + (f", once Spot has been in vain for {after}" if after else ""))
+    return [("or else", ", ".join(words))] if words else []
+
+
 def _price_rows(result: "Plan") -> list[Row]:
     price = result.price
     asked = f"{price.source}, asked {_when(price.at)}" if price.at else f"{price.source} did not answer"
@@ -188,7 +198,7 @@ def _price_rows(result: "Plan") -> list[Row]:
     ]
     if result.max_duration or result.max_cost:
         limits = [duration(result.max_duration)] if result.max_duration else []
-        limits += [f"{result.max_cost:g} USD for the VM"] if result.max_cost else []
+        limits += [f"{result.max_cost:g} USD"] if result.max_cost else []
         rows.append(("limits", f"{' or '.join(limits)}, kept by cloudtrain watch"))
     if result.besides:
         rows.append(("on top of it", "; ".join(result.besides)))
