@@ -9,8 +9,8 @@ from datetime import datetime
 import msgspec
 
 from cloudtrain import recovery
+from cloudtrain.azure import activity, health, lease, notes
 from cloudtrain.azure import group as groups
-from cloudtrain.azure import health, lease, notes
 from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.run_command import GuestUnreachable
@@ -192,7 +192,7 @@ class _Watcher:
             begun=group.trained or group.generation == 1,
             saved_step=group.progress.saved,
             user_stopped=(
-                health.stopped_by_somebody(self.ctx.session, vm.id, group.wanted_since)
+                self._stopped_by_somebody(group, vm)
                 if vm is not None and off and wanted and self._now() >= memory.next_at
                 else None
             ),
@@ -203,6 +203,12 @@ class _Watcher:
             # The same for every watcher that looks at this attempt.
             jitter=random.Random(f"{group.run} {group.created} {memory.off_since} {memory.refused}").random(),
         )
+
+    def _stopped_by_somebody(self, group: Group, vm: Vm) -> bool | None:
+        told = health.stopped_by_somebody(self.ctx.session, vm.id, group.wanted_since)
+        if told is not None:
+            return told
+        return activity.stopped_by_somebody(self.ctx.session, vm.id, group.wanted_since, self.ctx.clock.now())
 
     def _limits(self, group: Group) -> Limits:
         """Money: what will be spent by the time the run could be saved and stopped after the next look."""
