@@ -73,6 +73,24 @@ def watch(ctx: Context, run: str, *, once: bool, emit: Callable[[WatchLine], Non
         watcher.leave(group)
 
 
+def search_on(ctx: Context, run: str, refusal: Refused) -> None:
+    """`up` was refused its first VM: the watcher goes on from there, at the other places."""
+    group, now = groups.get(ctx.session, run), ctx.clock.now().timestamp()
+    looked = Observation(
+        now=now,
+        want=Want.RUNNING,
+        power=Power.GONE,
+        place=group.place,
+        places=places_of(group.spec),
+        on_demand_after=group.spec.on_demand_after or 0.0,
+        trained=False,
+        memory=Memory(off_since=now),
+    )
+    notes.add(ctx.session, group, Event(at=now, what="refused", place=group.place.in_words, why=refusal.code))
+    after = recovery.after_refusal(looked, group.place, refusal.code, refusal.blocks or Blocks.SIZE)
+    notes.set_memory(ctx.session, group, after)
+
+
 def error_of(result: WatchResult) -> CloudtrainError | None:
     """What is wrong with a run whose watching ended so."""
     if result.state == FAILED:

@@ -84,14 +84,16 @@ def test_a_vm_that_somebody_deleted_is_made_anew_and_goes_on_from_storage(durabl
 
 
 def test_without_room_in_its_zone_a_run_moves_to_another_and_leaves_nothing(durable: Rehearsal) -> None:
+    assert durable.cli("down", "horses").code == 0
     up(durable, "--zone", "1", "--zone", "2")
+    assert vm(durable)["zone"] == "1"
+    durable.clock.sleep(1000)
     durable.evict()
     durable.clock.sleep(60)
     no_capacity(durable, "--location", "eastus", "--zone", "1")
-    # The VM that there is has no zone, and Azure finds room for it somewhere.
-    durable.cli("emulator", "set", "--no-capacity", "--location", "eastus", "--size", "Standard_D2s_v3", "--for", "31")
-    said = look(durable, 4)
-    assert "Standard_D2s_v3 in eastus was refused" in said and "made anew: Standard_D2s_v3 in eastus zone 2" in said
+    said = look(durable, 2)
+    assert "zone 1 was refused (ZonalAllocationFailed); the next place at once" in said
+    assert "made anew: Standard_D2s_v3 in eastus zone 2" in said
     assert vm(durable)["zone"] == "2" and of_generation(durable, 1) == []
     finished_exactly(durable, 2)
 
@@ -123,21 +125,32 @@ def test_without_room_in_its_region_a_run_moves_to_another_with_a_network_of_its
 
 
 def test_on_demand_comes_last_and_is_told_and_billed_as_such(durable: Rehearsal) -> None:
-    up(durable, "--fallback", "on-demand:1h")
-    durable.evict()
+    assert durable.cli("stop", "horses").code == 0
+    up(durable, "--max-price", "0.02", "--fallback", "on-demand:1h")
+    durable.clock.sleep(600)
+    # Spot becomes dearer than the run will pay: it is evicted, and refused until it may pay for more than Spot.
+    dearer = ("--spot-price", "0.05", "--size", "Standard_D2s_v3")
+    assert durable.cli("emulator", "set", *dearer).code == 0
+    evicted = durable.clock.now().timestamp()
     durable.clock.sleep(60)
-    # Spot quota, which a VM on demand does not need, stands for Spot capacity.
-    no_capacity(durable, "--for", "3000")
-    look(durable, 1)
-    durable.cli("emulator", "set", "--spot-cores", "0")
-    until = durable.clock.now().timestamp() + 7000
-    while vm(durable) is None or vm(durable)["power_state"] != "running":
-        assert durable.clock.now().timestamp() < until
-        look(durable, seconds=120)
-    assert (vm(durable)["priority"], vm(durable)["eviction_policy"]) in {("Regular", ""), ("Spot", "Deallocate")}
-    finished_exactly(durable, durable.machines.storages["cloudtrain-horses"].generation)
+    said = ""
+    while "made anew" not in said:
+        said = look(durable, seconds=120)
+        assert durable.clock.now().timestamp() < evicted + 2 * 3600, said
+    assert durable.clock.now().timestamp() >= evicted + 3600
+    assert "Standard_D2s_v3 in eastus, on demand" in said
+    assert (vm(durable)["priority"], vm(durable)["eviction_policy"], vm(durable)["max_price"]) == ("Regular", "", -1.0)
+    assert "on demand" in durable.cli("status", "horses").out
+    durable.clock.sleep(1800)
+    money = history(durable)["money"]
+    assert money["on_demand_vms"] > 0.03 and money["disk"] > 0 and money["address"] > 0
+    kinds_of_it = ("spot", "on_demand_vms", "disk", "address", "storage")
+    assert abs(money["spent"] - sum(money[kind] for kind in kinds_of_it)) < 1e-3
+    finished_exactly(durable, 2)
 
 
+# A watcher that is killed takes the SDK's own threads with it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("requests", (10, 25, 40, 60))
 def test_whoever_is_killed_while_it_moves_the_next_one_finishes_the_move(
     durable: Rehearsal, monkeypatch: pytest.MonkeyPatch, requests: int
@@ -227,3 +240,49 @@ def test_the_plan_tells_the_most_that_the_dearest_place_can_cost(rehearsal: Rehe
     assert most("--other-size", "Standard_D4s_v3") > most()
     text = rehearsal.cli("up", "ponies", "--dry-run", "--fallback", "on-demand:2h", "--zone", "2").out
     assert "or else" in text and "on demand, once Spot has been in vain for 2h" in text
+
+
+def test_up_watch_without_room_at_the_first_place_goes_on_to_the_others(rehearsal: Rehearsal) -> None:
+    no_capacity(rehearsal, "--location", "eastus")
+    assert rehearsal.cli("up", "ponies", "--json").code == 4
+    assert [run["run"] for run in rehearsal.cli("list", "--json").envelope["data"]["runs"]] == ["horses"]
+    outcome = rehearsal.cli("up", "ponies", "--other-location", "westus2", "--watch")
+    assert outcome.code == 0 and "made anew: Standard_D2s_v3 in westus2" in outcome.out, outcome.out
+    assert outcome.out.rstrip().endswith("training has finished")
+    entries = rehearsal.cli("history", "ponies", "--json").envelope["data"]["events"]
+    made = [entry for entry in entries if entry["what"] in ("refused", "recreated")]
+    assert [(entry["what"], entry["place"]) for entry in made] == [
+        ("refused", "Standard_D2s_v3 in eastus"),
+        ("recreated", "Standard_D2s_v3 in westus2"),
+    ]
+    assert rehearsal.cli("down", "ponies", "--json").envelope["data"]["left"] == []
+
+
+def test_a_stop_that_only_the_activity_log_tells_is_not_undone_and_an_eviction_still_is(
+    rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cloudtrain.azure import health
+
+    monkeypatch.setattr(health, "stopped_by_somebody", lambda *_: None)
+    rehearsal.clock.sleep(600)
+    rehearsal.evict()
+    rehearsal.clock.sleep(60)
+    assert "the VM was deallocated; started" in look(rehearsal)
+    rehearsal.clock.sleep(600)
+    rehearsal.stop_in_the_portal()
+    rehearsal.clock.sleep(60)
+    assert "somebody stopped the VM" in look(rehearsal)
+    assert vm(rehearsal)["power_state"] == "deallocated"
+
+
+def test_of_two_watchers_that_begin_in_the_same_instant_one_has_the_run(rehearsal: Rehearsal) -> None:
+    from cloudtrain.azure import group as groups
+    from cloudtrain.azure import lease
+    from cloudtrain.azure.session import open_session
+
+    with open_session("embedded", home=rehearsal.root, clock=rehearsal.clock) as session:
+        # Both have read that nobody watches.
+        group, now = groups.get(session, "horses"), rehearsal.clock.now().timestamp()
+        assert [lease.take(session, group, holder, now) for holder in ("one", "other")] == [True, False]
+        lease.release(session, group, "one")
+        assert lease.take(session, groups.get(session, "horses"), "other", now)
