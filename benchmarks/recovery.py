@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    # A watcher that is killed takes the SDK's own threads with it: nothing to tell.
+    told, threading.excepthook = threading.excepthook, lambda each: None if each.exc_type is Killed else told(each)
     found: dict[str, Any] = {}
     if arguments.trials:
         with tempfile.TemporaryDirectory() as home:
@@ -187,6 +189,10 @@ class FragileCloud:
     def doom(self, requests: int | None) -> None:
         self._left = requests
 
+    @property
+    def dead(self) -> bool:
+        return self._left is not None and self._left <= 0
+
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         if self._left is None:
             return self._azure(environ, start_response)
@@ -263,7 +269,7 @@ class World:
         killed_looks: float = KILLED_LOOKS,
         shortage_hours: float = SHORTAGE_HOURS,
     ) -> None:
-        from cloudtrain.azure.session import on_emulator
+        from cloudtrain.azure.session import AZURE_POLL_SECONDS, on_emulator
         from cloudtrain.emulator import settings
         from cloudtrain.emulator.embedded import EmbeddedAzure
         from cloudtrain.emulator.machines.simulated import Job, SimulatedMachines
@@ -278,7 +284,8 @@ class World:
         self.azure = FragileCloud(
             EmbeddedAzure(home / "azure", clock=self.clock, machines=self.machines), random.Random(f"{seed} kills")
         )
-        self.session = on_emulator(self.azure, self.clock)
+        # As seldom as on Azure: each look at a thing that takes a minute costs real time.
+        self.session = on_emulator(self.azure, self.clock, poll_seconds=AZURE_POLL_SECONDS)
         self.context = Context(self.session, self.clock, Steps())
         cores = 100 * len(rates)
         self.azure.set(lambda records, _: settings.set_quota(records, "spot_cores", cores, None))
@@ -326,19 +333,7 @@ class World:
         spec = resolve(wanted, self.session.defaults, key_pair(self.home, "embedded", "all")[1])
         spec = msgspec.structs.replace(spec, eviction_policy="Delete" if life.delete else "Deallocate")
         up(self.context, spec)
-        self._give_storage(life)
         life.look, life.evict = self._now() + 60, self._next_eviction(life)
-
-    def _give_storage(self, life: Life) -> None:
-        """As `up` does."""
-        from cloudtrain.azure import group as groups
-        from cloudtrain.azure import storage
-
-        group = groups.get(self.session, life.run)
-        if not group.storage_account:
-            made = storage.create(self.session, group, self.clock)
-            storage.assign_data_role(self.session, made, self.session.principal_id, "User")
-            groups.set_tags(self.session, group, {groups.TAG_STORAGE: made.account})
 
     def _vm(self, life: Life) -> str:
         """Of the VM that is on; "" where none is."""
@@ -386,8 +381,12 @@ class World:
         except Killed:
             life.killed += 1
             return
-        except CloudtrainError:
-            return
+        except Exception as error:
+            # One of the SDK's threads was killed, and the others did not die in the same instant.
+            life.killed += self.azure.dead
+            if self.azure.dead or isinstance(error, CloudtrainError):
+                return
+            raise
         finally:
             self.azure.doom(None)
             lease.release = release

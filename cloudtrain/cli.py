@@ -228,7 +228,14 @@ def up(
         ctx.progress.note(_where(spec, ctx.session.capabilities.bills))
         with _remembered(call, ctx, spec):
             approve = None if yes or not _somebody_is_here() else _ask_for(ctx.progress)
-            result = workflow.up(ctx, spec, build, accept_terms=accept_terms, approve=approve, secrets=secrets)
+            try:
+                result = workflow.up(
+                    ctx, spec, build, accept_terms=accept_terms, approve=approve, secrets=secrets, watched=watch
+                )
+            except CloudtrainError as error:
+                if not (watch and workflow.waits_for_room(error)):
+                    raise
+                return _watch_from_the_first(call, ctx, error)
         if watch:
             return _watch_on(call, ctx, result)
         if follow:
@@ -356,6 +363,17 @@ def _watch_on(call: Call, ctx: "Context", begun: Any) -> Outcome:
         write(render.event("up", data=msgspec.to_builtins(begun)) + "\n")
     else:
         write("".join(line + "\n" for line in render.up(render.cleaned(begun), render.paint_for(sys.stdout))))
+    return _watch(call, ctx, once=False)
+
+
+def _watch_from_the_first(call: Call, ctx: "Context", refused: Any) -> Outcome:
+    """`up --watch` got no VM: the watcher tries the other places, and again."""
+    from cloudtrain.workflow import watch
+
+    ctx.progress.note(
+        f"{refused.message} The watcher goes on trying; Ctrl-C ends it, and cloudtrain down ends the run."
+    )
+    watch.search_on(ctx, call.run or "", refused)
     return _watch(call, ctx, once=False)
 
 

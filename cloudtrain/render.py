@@ -142,6 +142,7 @@ def plan(result: "Plan", paint: Paint) -> list[str]:
         ("place", f"{result.location}, subscription {result.subscription}"),
         ("VM image", result.vm_image),
         ("trainer", trainer),
+        *_recovery_plan(result),
         *_price_rows(result),
     ]
     lines += _labelled(rows, paint)
@@ -172,6 +173,15 @@ def _planned(result: "Plan") -> str:
     return what if result.bills else f"{what}; a rehearsal, nothing is billed"
 
 
+def _recovery_plan(result: "Plan") -> list[Row]:
+    """Where the VM may be made instead."""
+    words = [f"zone {zone}" for zone in result.zones] + result.other_sizes + result.other_locations
+    if result.fallback:
+        _, _, after = result.fallback.partition(":")
+        words.append("at last on demand" + (f", once Spot has been in vain for {after}" if after else ""))
+    return [("or else", ", ".join(words))] if words else []
+
+
 def _price_rows(result: "Plan") -> list[Row]:
     price = result.price
     asked = f"{price.source}, asked {_when(price.at)}" if price.at else f"{price.source} did not answer"
@@ -189,7 +199,7 @@ def _price_rows(result: "Plan") -> list[Row]:
     ]
     if result.max_duration or result.max_cost:
         limits = [duration(result.max_duration)] if result.max_duration else []
-        limits += [f"{result.max_cost:g} USD for the VM"] if result.max_cost else []
+        limits += [f"{result.max_cost:g} USD"] if result.max_cost else []
         rows.append(("limits", f"{' or '.join(limits)}, kept by cloudtrain watch"))
     if result.besides:
         rows.append(("on top of it", "; ".join(result.besides)))
@@ -219,6 +229,8 @@ def status(result: "StatusResult", paint: Paint) -> list[str]:
     rows = [*_vm_rows(result.vm)] if result.vm else [("VM", "none")]
     rows += _training_rows(result.training, result.source)
     rows += _recovery_rows(result)
+    if result.money.hours:
+        rows.append(("money", _money(result.money)))
     arguments = " ".join(_quoted(argument) for argument in result.arguments)
     rows += [("trainer", f"{result.image} {arguments}".rstrip()), ("resource group", result.resource_group)]
     lines += _labelled(rows, paint)
@@ -402,12 +414,21 @@ def _history_rows(result: "HistoryResult") -> list[Row]:
 
 
 def _money(money: "MoneyInfo") -> str:
-    text = f"about {money.spent:.2f} USD for {money.hours:.1f} h of the VM"
-    if money.on_demand is not None:
-        text += f", on demand {money.on_demand:.2f}"
+    kinds = {
+        "Spot": money.spot,
+        "on demand": money.on_demand_vms,
+        "disk": money.disk,
+        "address": money.address,
+        "storage": money.storage,
+    }
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in kinds.items() if value)
+    text = f"about {money.spent:.2f} USD for {money.hours:.1f} h of the VM" + (f" ({parts})" if parts else "")
+    if money.on_demand is not None and money.savings is not None:
+        told = f"{money.savings:.2f} saved" if money.savings >= 0 else f"{-money.savings:.2f} more was spent"
+        text += f"; the {money.useful_hours:.1f} useful hours on demand {money.on_demand:.2f}, {told}"
     if money.unpriced_hours:
         text += f"; no price was known for {money.unpriced_hours:.1f} h"
-    return f"{text} (estimated from {money.source}, {_when(money.at)}; disk and address not counted)"
+    return f"{text} (estimates, from {money.source}, {_when(money.at)})"
 
 
 def list_runs(result: "ListResult", paint: Paint) -> list[str]:
@@ -449,10 +470,14 @@ def _headline(run: str, state: str, paint: Paint) -> str:
 
 def _vm_rows(vm: "VmInfo") -> list[Row]:
     price = "up to the on-demand price" if vm.max_price == -1 else f"at most {vm.max_price:g} USD an hour"
+    told = f"{vm.priority}, {price}; {vm.eviction_policy} when evicted"
+    if vm.priority == "Regular":
+        told = "on demand: no Spot VM was to be had; it is never evicted, and stays on demand"
+    zone = f" zone {vm.zone}" if vm.zone else ""
     power = vm.power_state if vm.provisioning_state == "Succeeded" else f"{vm.power_state}, {vm.provisioning_state}"
     return [
-        ("VM", f"{vm.name}, {vm.size} in {vm.location}"),
-        ("price", f"{vm.priority}, {price}; {vm.eviction_policy} when evicted"),
+        ("VM", f"{vm.name}, {vm.size} in {vm.location}{zone}"),
+        ("price", told),
         ("power", power + (f", address {vm.public_ip}" if vm.public_ip else "")),
     ]
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from cloudtrain.azure import leftovers, names, shutdown
@@ -38,7 +39,7 @@ def remove(session: Session, group: Group, clock: Clock) -> list[str]:
     found = find(session, group)
     for id_ in sorted(found, key=lambda id_: KINDS.index(_kind(id_))):
         with translated(f"removing {_name(id_)}, which a former VM left"):
-            _until_deleted(lambda id_=id_: _begin_delete(session, group, id_), session, clock)
+            _until_deleted(partial(_begin_delete, session, group, id_), session, clock)
     return [_name(id_) for id_ in found]
 
 

@@ -1,7 +1,9 @@
 """Who looks after a run: a lease in a tag of its group, so that several watchers do not get in each other's way.
 
-Azure's tags know no condition on a write, so this is no lock: whoever writes last holds it, and each reads back what it
-wrote. Two that write at the very same moment may both act once. That is harmless, because what they do is: Azure runs
+Where the run has storage that this login can write to, a blob decides: its ETag is the condition on which it is
+written, so of two that begin in the same instant one has it. Else the tag alone does, and Azure's tags know no
+condition on a write: whoever writes last holds it, and each reads back what it wrote. Two that write at the very same
+moment may both act once. That is harmless, because what they do is: Azure runs
 one operation on a VM at a time, starting a running VM changes nothing, and a run's VM has one name. Holders are told
 apart by their clocks' word on expiry: clocks that differ by minutes make a lease last that much longer or shorter.
 """
@@ -9,15 +11,19 @@ apart by their clocks' word on expiry: clocks that differ by minutes make a leas
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 
 from cloudtrain.azure import group as groups
+from cloudtrain.azure import storage
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.session import Session
 from cloudtrain.clock import Clock
+from cloudtrain.errors import CloudtrainError, Exit
 
 TAG_LEASE = "cloudtrain-watcher"
+BLOB = "cloudtrain/watcher"
 # Longer than one step takes, as a rule; after kill -9 of the holder another waits at most this long.
 SECONDS = 180.0
 RENEW_SECONDS = 120.0
@@ -48,6 +54,8 @@ def take(session: Session, group: Group, holder: str, now: float, *, by_force: b
         return True
     if held.by != holder and held.until > now and not by_force:
         return False
+    if group.storage_account and not _take_blob(session, group, holder, now, by_force=by_force):
+        return False
     _write(session, group, Lease(holder, round(now + SECONDS, 1)))
     found = groups.find(session, group.run)
     return found is not None and of(found).by == holder
@@ -57,7 +65,73 @@ def release(session: Session, group: Group, holder: str) -> None:
     """Let the next one have it at once. A lease that somebody else took meanwhile stays theirs."""
     found = groups.find(session, group.run)
     if found is not None and not found.deleting and of(found).by == holder:
+        if found.storage_account:
+            _give_back_blob(session, found, holder)
         _write(session, found, Lease())
+
+
+def _take_blob(session: Session, group: Group, holder: str, now: float, *, by_force: bool) -> bool:
+    """False where another holder has it. Where the blobs are closed to this login, the tag has to do."""
+    try:
+        blob = _blob(session, group)
+        if blob is None:
+            return True
+        with storage.translated_blobs("looking who watches"):
+            held, etag = _read(blob)
+        if held.by != holder and held.until > now and not by_force:
+            return False
+        return _written(blob, Lease(holder, round(now + SECONDS, 1)), etag)
+    except CloudtrainError as error:
+        if error.exit_code is Exit.UNREACHABLE:
+            raise
+        return True
+
+
+def _give_back_blob(session: Session, group: Group, holder: str) -> None:
+    try:
+        blob = _blob(session, group)
+        if blob is not None:
+            with storage.translated_blobs("giving back the watch"):
+                held, etag = _read(blob)
+            if held.by == holder:
+                _written(blob, Lease(), etag)
+    except CloudtrainError:
+        # It ends by itself.
+        return
+
+
+def _blob(session: Session, group: Group) -> Any:
+    found = storage.find(session, group)
+    return None if found is None else storage.open_container(session, found).get_blob_client(BLOB)
+
+
+def _read(blob: Any) -> tuple[Lease, str]:
+    """With the ETag of what was read, '' where there is no such blob."""
+    from azure.core.exceptions import ResourceNotFoundError
+
+    try:
+        found = blob.download_blob()
+        content, etag = found.readall(), str(found.properties.etag)
+    except ResourceNotFoundError:
+        return Lease(), ""
+    try:
+        return msgspec.json.decode(content, type=Lease), etag
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return Lease(), etag
+
+
+def _written(blob: Any, lease: Lease, etag: str) -> bool:
+    """False where somebody else wrote since it was read."""
+    from azure.core import MatchConditions
+    from azure.core.exceptions import ResourceExistsError, ResourceModifiedError
+
+    condition = {"match_condition": MatchConditions.IfNotModified, "etag": etag} if etag else {}
+    with storage.translated_blobs("saying who watches"):
+        try:
+            blob.upload_blob(msgspec.json.encode(lease), overwrite=bool(etag), **condition)
+        except (ResourceExistsError, ResourceModifiedError):
+            return False
+    return True
 
 
 @contextmanager

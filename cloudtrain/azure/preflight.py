@@ -5,7 +5,7 @@ Each check is a pure function of what was read. What could not be read leaves it
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cloudtrain.azure import images, prices, providers, sizes, subscription, terms
@@ -48,6 +48,9 @@ class Readings:
     image: Image | CloudtrainError
     terms: Terms | CloudtrainError | None
     prices: Prices | CloudtrainError
+    # Of the other locations, and of every other place of a list where a VM may be made.
+    elsewhere: dict[str, dict[str, Size] | CloudtrainError] = field(default_factory=dict)
+    other_prices: tuple[Prices | CloudtrainError, ...] = ()
 
     def size_of(self, name: str) -> Size | None:
         return None if isinstance(self.sizes, CloudtrainError) else self.sizes.get(name.lower())
@@ -55,7 +58,10 @@ class Readings:
 
 def read(session: Session, spec: RunSpec) -> Readings:
     """Everything at once. The longest chain is three requests: image versions, image, terms."""
-    found, registrations, regions, offered, cores, image_and_terms, price = together(
+    others = [
+        (size, place) for place in (spec.location, *spec.other_locations) for size in (spec.size, *spec.other_sizes)
+    ]
+    found, registrations, regions, offered, cores, image_and_terms, price, elsewhere, other_prices = together(
         lambda: _attempt(lambda: subscription.find(session)),
         lambda: _attempt(lambda: providers.states(session, _needed_providers(spec, sold=True))),
         lambda: _attempt(lambda: subscription.regions(session)),
@@ -63,9 +69,31 @@ def read(session: Session, spec: RunSpec) -> Readings:
         lambda: _attempt(lambda: sizes.spot_cores(session, spec.location)),
         lambda: _image_and_terms(session, spec),
         lambda: _attempt(lambda: prices.look_up(session, spec.location, spec.size)),
+        lambda: together(*(lambda place=place: _offered(session, place) for place in spec.other_locations)),
+        lambda: together(*(lambda one=one: _attempt(lambda: _price_of(session, *one)) for one in others[1:])),
     )
     image, agreed = image_and_terms
-    return Readings(session.login, found, registrations, regions, offered, cores, image, agreed, price)
+    return Readings(
+        session.login,
+        found,
+        registrations,
+        regions,
+        offered,
+        cores,
+        image,
+        agreed,
+        price,
+        dict(zip(spec.other_locations, elsewhere, strict=True)),
+        tuple(other_prices),
+    )
+
+
+def _offered(session: Session, location: str) -> dict[str, Size] | CloudtrainError:
+    return _attempt(lambda: sizes.offered(session, location))
+
+
+def _price_of(session: Session, size: str, location: str) -> Prices:
+    return prices.look_up(session, location, size)
 
 
 def _attempt(reading: Callable[[], T]) -> T | CloudtrainError:
@@ -95,6 +123,8 @@ def checks(seen: Readings, spec: RunSpec, held_size: str = "") -> list[Check]:
         (TERMS, lambda: _terms(seen, spec)),
         ("price", lambda: _price(seen, spec)),
     ]
+    if spec.zones or spec.other_sizes or spec.other_locations:
+        about_place.append(("other_places", lambda: _other_places(seen, spec)))
     if place.state is State.FAILED:
         later = [unknown(name, "This takes a region that exists.") for name, _ in about_place]
     else:
@@ -224,8 +254,52 @@ def _restriction(seen: Readings, spec: RunSpec) -> Check:
         return failed("restriction", error)
     if size.closed_zones:
         zones = ", ".join(size.closed_zones)
-        return passed("restriction", f"closed to this subscription in zone {zones} only; no zone is asked for")
+        asked = f"zone {', '.join(spec.zones)} is asked for" if spec.zones else "no zone is asked for"
+        return passed("restriction", f"closed to this subscription in zone {zones} only; {asked}")
     return passed("restriction", "none")
+
+
+def _other_places(seen: Readings, spec: RunSpec) -> Check:
+    """Where recovery may make the VM: a slip there would show only once it is needed."""
+    name, wrong = "other_places", _wrong_places(seen, spec)
+    if wrong:
+        return failed(name, Refused("PlaceNotFound", f"{'; '.join(wrong)}.", "Correct the list, or leave it out."))
+    unread = [found for found in (seen.sizes, *seen.elsewhere.values()) if isinstance(found, CloudtrainError)]
+    if unread:
+        return undecided(name, unread[0])
+    told = [f"zone {zone}" for zone in spec.zones] + list(spec.other_sizes) + list(spec.other_locations)
+    return passed(name, ", ".join(told))
+
+
+def _wrong_places(seen: Readings, spec: RunSpec) -> list[str]:
+    wrong, regions = [], None if isinstance(seen.regions, CloudtrainError) else seen.regions
+    for location in spec.other_locations:
+        if regions is not None and location not in regions:
+            wrong.append(f"other_locations: there is no region '{location}' for this subscription")
+    if isinstance(seen.sizes, CloudtrainError):
+        return wrong
+    there = {spec.location: seen.sizes} | {
+        name: found
+        for name, found in seen.elsewhere.items()
+        if not isinstance(found, CloudtrainError) and (regions is None or name in regions)
+    }
+    for location, offered in there.items():
+        wrong += [_not_for_us(offered, size, location) for size in (spec.size, *spec.other_sizes)]
+    own = seen.size_of(spec.size)
+    for zone in spec.zones:
+        if own is not None and (zone not in own.zones or zone in own.closed_zones):
+            wrong.append(f"zones: '{spec.size}' is not to be had in zone {zone} of '{spec.location}'")
+    # The size and the location themselves have checks of their own.
+    return [one for one in dict.fromkeys(wrong) if one and f"'{spec.size}' is not sold in '{spec.location}'" not in one]
+
+
+def _not_for_us(offered: dict[str, Size], name: str, location: str) -> str:
+    size = offered.get(name.lower())
+    if size is None:
+        return f"other_sizes: '{name}' is not sold in '{location}'"
+    if size.closed:
+        return f"other_sizes: '{name}' is closed to this subscription in '{location}' ({size.closed})"
+    return "" if size.spot else f"other_sizes: '{name}' cannot be a Spot VM"
 
 
 def _quota(seen: Readings, spec: RunSpec, held_size: str) -> Check:
@@ -309,6 +383,14 @@ def _terms(seen: Readings, spec: RunSpec) -> Check:
 
 def _price(seen: Readings, spec: RunSpec) -> Check:
     price = seen.prices
+    if spec.max_cost and (isinstance(price, CloudtrainError) or price.spot is None):
+        why = price.message if isinstance(price, CloudtrainError) else "the list has none"
+        unkept = Refused(
+            "PriceUnknown",
+            f"max_cost: no price of {spec.size} in {spec.location} is known, so the limit could not be kept: {why}",
+            "--max-cost none  goes without it; --max-duration limits the time instead.",
+        )
+        return failed("price", unkept)
     if isinstance(price, CloudtrainError):
         return undecided("price", price)
     if price.spot is None:

@@ -1,6 +1,7 @@
 """What a size costs: Azure's Retail Prices API, which needs no login and has no SDK."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -25,17 +26,75 @@ class Prices:
     spot_since: str = ""
 
 
+@dataclass(frozen=True)
+class Standing:
+    """USD an hour of what bills whether the VM runs or not; None where the list has no such meter. disk: of that size.
+    address: public, Standard. gib: a GiB of blobs."""
+
+    disk: float | None = None
+    address: float | None = None
+    gib: float | None = None
+
+
+# Azure bills months of 730 hours.
+HOURS_A_MONTH = 730
+# GiB of a Standard SSD -> its tier; Azure bills a disk as the smallest tier that holds it.
+TIERS = {64: "E6", 128: "E10", 256: "E15", 512: "E20", 1024: "E30", 2048: "E40", 4096: "E50"}
+
+
+def look_up_standing(session: Session, location: str, disk_gb: int) -> Standing:
+    """Raises CloudtrainError. An assumption: the names of products, SKUs and meters, which Azure's list does not
+    explain; where they differ, nothing is found, and the price counts as unknown."""
+    tier = next((name for size, name in TIERS.items() if disk_gb <= size), "E50")
+    with _told():
+        return Standing(
+            disk=_monthly(session, location, "Standard SSD Managed Disks", f"{tier} LRS", f"{tier} LRS Disk"),
+            address=_hourly(session, location),
+            gib=_monthly(session, location, "General Block Blob v2", "Hot LRS", "Hot LRS Data Stored"),
+        )
+
+
+def _monthly(session: Session, location: str, product: str, sku: str, meter: str) -> float | None:
+    found = _of_product(session, location, "Storage", product, sku, meter)
+    monthly = _lowest([item for item in found if item["unitOfMeasure"] in ("1/Month", "1 GB/Month")])
+    return None if monthly is None else monthly / HOURS_A_MONTH
+
+
+def _hourly(session: Session, location: str) -> float | None:
+    found = _of_product(
+        session, location, "Virtual Network", "IP Addresses", "Standard", "Standard IPv4 Static Public IP"
+    )
+    return _lowest([item for item in found if item["unitOfMeasure"] == "1 Hour"])
+
+
+def _of_product(
+    session: Session, location: str, service: str, product: str, sku: str, meter: str
+) -> list[dict[str, Any]]:
+    """The first tier of each: later ones, after so many units, cost less."""
+    wanted = (
+        f"serviceName eq '{service}' and armRegionName eq '{location}' and productName eq '{product}' "
+        f"and skuName eq '{sku}' and meterName eq '{meter}' and priceType eq 'Consumption'"
+    )
+    return [item for item in _found(session, wanted) if not float(item.get("tierMinimumUnits") or 0)]
+
+
 def look_up(session: Session, location: str, size: str) -> Prices:
     """Raises CloudtrainError where the list cannot be reached or read."""
+    with _told():
+        meters = [item for item in _items(session, location, size) if _counts(item)]
+        spot = [item for item in meters if _is_spot(item)]
+        return Prices(
+            spot=_lowest(spot),
+            on_demand=_lowest([item for item in meters if not _is_spot(item)]),
+            spot_since=max((str(item["effectiveStartDate"]) for item in spot), default=""),
+        )
+
+
+@contextmanager
+def _told() -> Iterator[None]:
     with translated("reading the price list"):
         try:
-            meters = [item for item in _items(session, location, size) if _counts(item)]
-            spot = [item for item in meters if _is_spot(item)]
-            return Prices(
-                spot=_lowest(spot),
-                on_demand=_lowest([item for item in meters if not _is_spot(item)]),
-                spot_since=max((str(item["effectiveStartDate"]) for item in spot), default=""),
-            )
+            yield
         except (ValueError, KeyError, TypeError) as error:
             raise CloudtrainError(
                 "UnreadablePrices",
@@ -46,13 +105,18 @@ def look_up(session: Session, location: str, size: str) -> Prices:
 
 
 def _items(session: Session, location: str, size: str) -> Iterator[dict[str, Any]]:
-    """Every meter of the size, over all pages."""
+    """Every meter of the size."""
+    return _found(
+        session,
+        f"serviceName eq 'Virtual Machines' and armRegionName eq '{location}' "
+        f"and armSkuName eq '{size}' and priceType eq 'Consumption'",
+    )
+
+
+def _found(session: Session, wanted: str) -> Iterator[dict[str, Any]]:
+    """Over all pages."""
     from azure.core.rest import HttpRequest
 
-    wanted = (
-        f"serviceName eq 'Virtual Machines' and armRegionName eq '{location}' "
-        f"and armSkuName eq '{size}' and priceType eq 'Consumption'"
-    )
     url: str | None = f"{PRICES_URL}/api/retail/prices?api-version={API_VERSION}&$filter={quote(wanted)}"
     while url:
         answer = session.prices.send_request(

@@ -97,7 +97,7 @@ def _begin(
     from azure.core.exceptions import HttpResponseError
 
     body = {
-        "location": group.location,
+        "location": group.place.location,
         "properties": {
             "source": {"script": script},
             "protectedParameters": [{"name": key, "value": value} for key, value in protected.items()],

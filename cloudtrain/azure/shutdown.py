@@ -71,7 +71,7 @@ def _id(group: Group) -> str:
 
 def _body(group: Group, vm_id: str, time: str) -> dict[str, Any]:
     return {
-        "location": group.location,
+        "location": group.place.location,
         "properties": {
             "status": "Enabled",
             "taskType": "ComputeVmShutdownTask",

@@ -13,7 +13,7 @@ SPOT_QUOTA = "lowPriorityCores"
 @dataclass(frozen=True)
 class Size:
     """One VM size in one region. closed: why the region does not sell it to this subscription (Azure's reason code),
-    "" where it does. closed_zones: zones that do not."""
+    "" where it does. closed_zones: zones that do not. zones: of the region, where it has the size in any."""
 
     name: str
     vcpus: int
@@ -24,6 +24,7 @@ class Size:
     architecture: str
     closed: str
     closed_zones: tuple[str, ...]
+    zones: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,4 +72,5 @@ def _size(sku: Any) -> Size:
         architecture=said.get("CpuArchitectureType", ""),
         closed=closed,
         closed_zones=tuple(sorted(zones)),
+        zones=tuple(sorted(zone for info in sku.location_info or [] for zone in info.zones or [])),
     )

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 from cloudtrain.emulator import (
+    activity,
     authorization,
     compute,
     deployments,
@@ -51,6 +52,7 @@ _MODULES = (
     images,
     marketplace,
     health,
+    activity,
     storage,
     authorization,
     deployments,

@@ -7,7 +7,7 @@ date."""
 import contextlib
 from datetime import UTC
 
-from cloudtrain.emulator import disks, firewall, health, ids, interfaces, operations, principals, timing
+from cloudtrain.emulator import activity, disks, firewall, health, ids, interfaces, operations, principals, timing
 from cloudtrain.emulator.machines import MachineError, MachineSpec, OffCause, Power
 from cloudtrain.emulator.operations import Azure, Kind, Outcome
 from cloudtrain.emulator.store import Json, Operation, Records, Resource
@@ -75,6 +75,7 @@ def begin(azure: Azure, records: Records, vm: Resource, kind: str, arguments: Js
         vm.private["phase"] = _PHASE_WHILE[kind]
     if not no_change:
         health.note_operation(vm, kind, azure.now())
+        activity.note(vm, kind, azure.now())
     touch(azure, vm)
     records.put(vm)
     given = {"vm_id": vm.private["vm_id"], **(arguments or {})}

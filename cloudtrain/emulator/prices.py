@@ -34,7 +34,8 @@ def answer(store: Store, path: str, query: Mapping[str, str]) -> Answer:
     except ValueError:
         return Answer(400, {"Error": {"Code": "BadRequest", "Message": "Invalid OData parameters supplied"}})
     with store.read() as records:
-        found = [item for item in _items(records, conditions) if _fits(item, conditions)]
+        everything = (*_items(records, conditions), *_other_items(conditions))
+        found = [item for item in everything if _fits(item, conditions)]
     page = found[skipped : skipped + PAGE]
     more = skipped + PAGE < len(found)
     following = {**query, "$skip": str(skipped + PAGE)}
@@ -80,6 +81,38 @@ def _items(records: Records, conditions: list[tuple[str, str, bool]]) -> Iterato
                 yield from _meters(records, size, region)
 
 
+# Of what is not a VM: service, its id, product, SKU, meter, unit, and the figures of the emulator's own in eastus, USD.
+# The names are those that Azure's list is believed to have; none was recorded.
+_DISKS = {"E6": 4.8, "E10": 9.6, "E15": 19.2, "E20": 38.4, "E30": 76.8, "E40": 153.6, "E50": 307.2}
+_ADDRESS = "Standard IPv4 Static Public IP"
+_OTHERS = (
+    *(
+        ("Storage", "DZH317F1HKN0", "Standard SSD Managed Disks", f"{tier} LRS", f"{tier} LRS Disk", "1/Month", price)
+        for tier, price in _DISKS.items()
+    ),
+    ("Storage", "DZH317F1HKN0", "General Block Blob v2", "Hot LRS", "Hot LRS Data Stored", "1 GB/Month", 0.02),
+    ("Virtual Network", "DZH314HC0WV9", "IP Addresses", "Standard", _ADDRESS, "1 Hour", 0.005),
+)  # fmt: skip
+_FAMILIES = {"Storage": "Storage", "Virtual Network": "Networking"}
+
+
+def _other_items(conditions: list[tuple[str, str, bool]]) -> Iterator[Json]:
+    wanted = {field: value for field, value, equal in conditions if equal}
+    if wanted.get("serviceName", "Storage") not in _FAMILIES:
+        return
+    for region in catalog.REGIONS.values():
+        for service, service_id, product, sku, meter, unit, price in _OTHERS:
+            key = f"{region.name}:{product}:{sku}:{meter}"
+            item = _item(region, key, product, sku, meter, round(price * region.price_factor, 5))
+            yield item | {
+                "serviceName": service,
+                "serviceId": service_id,
+                "serviceFamily": _FAMILIES[service],
+                "unitOfMeasure": unit,
+                "armSkuName": "",
+            }
+
+
 def _meters(records: Records, size: Size, region: Region) -> Iterator[Json]:
     on_demand = catalog.on_demand_price(size, region.name)
     prices = {"": on_demand}
@@ -97,6 +130,16 @@ def _meter(size: Size, region: Region, ending: str, price: float, *, windows: bo
         " Windows" if windows else ""
     )
     key = f"{region.name}:{size.name}:{name}:{product}"
+    return _item(region, key, product, name, name, price) | {
+        "serviceName": "Virtual Machines",
+        "serviceId": "DZH313Z7MMC8",
+        "serviceFamily": "Compute",
+        "unitOfMeasure": "1 Hour",
+        "armSkuName": size.name,
+    }
+
+
+def _item(region: Region, key: str, product: str, sku: str, meter: str, price: float) -> Json:
     return {
         "currencyCode": "USD",
         "tierMinimumUnits": 0.0,
@@ -106,18 +149,18 @@ def _meter(size: Size, region: Region, ending: str, price: float, *, windows: bo
         "location": region.retail_name,
         "effectiveStartDate": f"{catalog.PRICES_OF}T00:00:00Z",
         "meterId": str(uuid.uuid5(uuid.NAMESPACE_URL, key)),
-        "meterName": name,
+        "meterName": meter,
         "productId": "DZH318Z0" + hashlib.sha256(product.encode()).hexdigest()[:4].upper(),
         "skuId": "DZH318Z0" + hashlib.sha256(product.encode()).hexdigest()[:4].upper() + "/" + _sku_suffix(key),
         "productName": product,
-        "skuName": name,
-        "serviceName": "Virtual Machines",
-        "serviceId": "DZH313Z7MMC8",
-        "serviceFamily": "Compute",
-        "unitOfMeasure": "1 Hour",
+        "skuName": sku,
+        "serviceName": "",
+        "serviceId": "",
+        "serviceFamily": "",
+        "unitOfMeasure": "",
         "type": "Consumption",
         "isPrimaryMeterRegion": True,
-        "armSkuName": size.name,
+        "armSkuName": "",
     }
 
 

@@ -30,6 +30,8 @@ class Told(Protocol):
     before_time: float | None
     digest: str
     failure: str
+    pending: int | None
+    sent: float | None
     events: list[dict[str, Any]]
 
     @property
@@ -91,6 +93,7 @@ class SimulatedGuest:
             "state": {"stage": "running" if told.under_way else "ended", "session": told.session},
             "finished": {"session": told.session} if told.finished else None,
             "failed": {"reason": told.failure} if told.failure else None,
+            "storage": None if told.pending is None else {"pending": told.pending, "at": told.sent},
             "events": events,
             "events_offset": first + len(events),
         }

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from cloudtrain.recovery.observed import ON_DEMAND
+
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing that happened.
@@ -14,7 +16,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     what, as a command or a watcher saw it: made, evicted, refused, started, resized, recreated, stopped, released; as
     the guest told it: began, notice, saved, booted, resumed, stop asked, finished, failed.
     place: size and location. why: Azure's code, or words. step: resumed from, saved at or finished at. lost: steps done
-    again. notice: seconds of warning. seen: when training before a resume was last seen. price: USD an hour, by list.
+    again. notice: seconds of warning. seen: when training before a resume was last seen. price: of the VM from then
+    on, USD an hour, by list; disk, address: of what bills whether the VM runs or not, 0 once it is gone.
     """
 
     at: float
@@ -26,6 +29,12 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     notice: float | None = None
     seen: float | None = None
     price: float | None = None
+    disk: float | None = None
+    address: float | None = None
+
+    @property
+    def on_demand(self) -> bool:
+        return self.place.endswith(ON_DEMAND)
 
 
 class Sums(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -36,7 +45,7 @@ class Sums(msgspec.Struct, frozen=True, omit_defaults=True):
     from the start of the VM to the first new step. stopped: off because somebody wanted it.
 
     billed: while a VM ran; unpriced: the part of it for which no price was known. spent: US dollars for the rest, by
-    the list price at each start."""
+    the list price at each start; on_demand: the part of it that was for VMs on demand. disk, address: US dollars."""
 
     evictions: int = 0
     with_notice: int = 0
@@ -53,6 +62,9 @@ class Sums(msgspec.Struct, frozen=True, omit_defaults=True):
     billed: float = 0.0
     unpriced: float = 0.0
     spent: float = 0.0
+    on_demand: float = 0.0
+    disk: float = 0.0
+    address: float = 0.0
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -70,7 +82,8 @@ OFF = frozenset({"evicted", "stopped", "released"})
 ENDS_TRAINING = OFF | {"notice", "cut", "stop asked", "finished", "failed"}
 BY_SOMEBODY = frozenset({"stopped", "released", "stop asked"})
 TRAINS = frozenset({"began", "resumed"})
-STARTS = frozenset({"made", "started", "resized", "recreated"})
+MAKES = frozenset({"made", "recreated"})
+STARTS = MAKES | {"started", "resized"}
 
 
 def sums(record: Record, begun: float, now: float) -> Sums:
@@ -117,17 +130,21 @@ class _Account:
         self.from_step = 0
         self.on = False  # the VM, and what it costs an hour
         self.price: float | None = None
+        self.paid = False  # on demand
+        self.disk = self.address = 0.0
         # An end of training that is an eviction as far as anybody knows, and was not counted yet.
         self.open = self.noticed = False
 
     def go_on_from(self, event: Event) -> None:
         """Training is under way from that step on."""
         self.on, self.price = True, event.price if event.price is not None else self.price
+        self._note_rates(event)
         self.since, self.mode = max(self.since, event.at), "useful"
         self.stretch, self.from_step = 0.0, event.step or 0
 
     def take(self, event: Event) -> None:
         self._spend(event.at)
+        self._note_rates(event)
         what = event.what
         if what == "refused":
             self.counts["refusals"] += 1
@@ -143,6 +160,12 @@ class _Account:
             if self.mode in ("waiting", "stopped", "saving"):
                 self.mode = "restarting"
 
+    def _note_rates(self, event: Event) -> None:
+        self.disk = self.disk if event.disk is None else event.disk
+        self.address = self.address if event.address is None else event.address
+        if event.price is not None or event.what in STARTS:
+            self.paid = event.on_demand
+
     def until(self, now: float) -> Sums:
         self._spend(max(now, self.since))
         return Sums(**self.counts)
@@ -157,6 +180,9 @@ class _Account:
             self.counts["billed"] += seconds
             self.counts["unpriced"] += seconds if self.price is None else 0.0
             self.counts["spent"] += seconds / 3600 * (self.price or 0.0)
+            self.counts["on_demand"] += seconds / 3600 * (self.price or 0.0) * self.paid
+        self.counts["disk"] += seconds / 3600 * self.disk
+        self.counts["address"] += seconds / 3600 * self.address
         self.since = max(self.since, until)
 
     def _end(self, event: Event) -> None:
@@ -221,10 +247,17 @@ def fold(record: Record, begun: float) -> Record | None:
     if not resumes:
         return _without_old_refusals(record)
     at = resumes[len(resumes) // 2]
-    prices = [event.price for event in record.events[: at + 1] if event.what in STARTS or event.price is not None]
-    first = msgspec.structs.replace(record.events[at], price=prices[-1] if prices else None)
-    part = msgspec.structs.replace(record, events=record.events[: at + 1])
-    earlier = sums(part, begun, record.events[at].at)
+    part = record.events[: at + 1]
+    priced = [event for event in part if event.what in STARTS or event.price is not None]
+    first = msgspec.structs.replace(
+        record.events[at],
+        price=priced[-1].price if priced else None,
+        # Its place says whether the price is that of a VM on demand.
+        place=priced[-1].place if priced else record.events[at].place,
+        disk=next((event.disk for event in reversed(part) if event.disk is not None), None),
+        address=next((event.address for event in reversed(part) if event.address is not None), None),
+    )
+    earlier = sums(msgspec.structs.replace(record, events=part), begun, record.events[at].at)
     return msgspec.structs.replace(
         record, events=(first, *record.events[at + 1 :]), earlier=earlier, folded=record.folded + at
     )

@@ -29,6 +29,10 @@ class Power(StrEnum):
     GONE = "gone"
 
 
+# `history` tells by it what a VM was billed as.
+ON_DEMAND = ", on demand"
+
+
 class Place(msgspec.Struct, frozen=True):
     """Where a VM may run, and as what."""
 
@@ -40,7 +44,7 @@ class Place(msgspec.Struct, frozen=True):
     @property
     def in_words(self) -> str:
         zone = f" zone {self.zone}" if self.zone else ""
-        return f"{self.size} in {self.location}{zone}" + ("" if self.spot else ", on demand")
+        return f"{self.size} in {self.location}{zone}" + ("" if self.spot else ON_DEMAND)
 
 
 class Guest(msgspec.Struct, frozen=True):

@@ -38,7 +38,7 @@ def make_anew(ctx: Context, group: Group, place: Place | None = None, secrets: M
     values = secrets if secrets is not None else values_for_new_vm(group)
     placed = claim(ctx, group, place or group.place)
     try:
-        vm, access = together(lambda: _made(ctx, placed), lambda: _prepared(ctx, placed))
+        vm, access = together(lambda: _made(ctx, placed), lambda: durable.prepare(ctx, placed))
     except Refused as refusal:
         _without_failed_vm(ctx, placed, refusal)
         raise
@@ -50,14 +50,9 @@ def make_anew(ctx: Context, group: Group, place: Place | None = None, secrets: M
 def go_on(ctx: Context, group: Group, vm: Vm) -> training.Outcome:
     """Tell a VM that runs to train, as `make_anew` would have if it had not been interrupted. Trains already: nothing
     changes."""
-    outcome = training.begin(ctx, group, vm, _prepared(ctx, group), values_for_new_vm(group))
+    outcome = training.begin(ctx, group, vm, durable.prepare(ctx, group), values_for_new_vm(group))
     remove_former(ctx, group)
     return outcome
-
-
-def _prepared(ctx: Context, group: Group) -> durable.Access | None:
-    """A run that began without storage gets one with its first VM, from `up`."""
-    return durable.prepare(ctx, group) if group.storage_account else None
 
 
 def claim(ctx: Context, group: Group, place: Place) -> Group:

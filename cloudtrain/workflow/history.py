@@ -178,7 +178,7 @@ def _result(ctx: Context, group: Group, record: Record, vm: Vm | None, note: str
         steps_lost=total.steps_lost,
         seconds=Seconds(**{name: round(getattr(total, name), 1) for name in Seconds.__struct_fields__}),
         goodput=None if goodput is None else round(goodput, 4),
-        money=account(ctx, total, vm),
+        money=account(ctx, group, total, vm),
         note=note,
     )
 

@@ -1,52 +1,106 @@
-"""What a run costs, estimated from list prices: the VM alone. Its disk and its address cost little beside it, and are
-not counted."""
+"""What a run costs, estimated from list prices: its VMs by the price at each start, its disk and its public address for
+as long as they are there, and what lies in its storage now, as if it had lain there from the beginning."""
 
 import msgspec
 
-from cloudtrain.azure import prices
-from cloudtrain.azure.prices import Prices
+from cloudtrain.azure import blobs, prices, storage
+from cloudtrain.azure.group import Group
+from cloudtrain.azure.prices import Prices, Standing
 from cloudtrain.azure.vm import Vm
 from cloudtrain.errors import CloudtrainError
+from cloudtrain.recovery import Place
 from cloudtrain.recovery.history import Sums
 from cloudtrain.workflow.context import Context
 
 
 class MoneyInfo(msgspec.Struct, frozen=True):
-    """Estimates, US dollars. spent: for the VM so far, by the list price at each start; hours: that it ran;
-    unpriced_hours: of these, where no price was known. on_demand: what the same hours would have cost on demand now,
-    None where unknown. source: whose list; at: ISO 8601, when the on-demand price was asked."""
+    """Estimates, US dollars. spent: for everything so far; by kind: spot, on_demand_vms, disk, address, storage (0 too
+    where no price is known). hours: that a VM ran; unpriced_hours: of these, where no price was known. on_demand: what
+    the useful hours would have cost on one VM on demand, with disk and address, None where unknown; savings: that, less
+    what was spent. source: whose list; at: ISO 8601, when it was asked."""
 
     spent: float
+    spot: float
+    on_demand_vms: float
+    disk: float
+    address: float
+    storage: float
     hours: float
+    useful_hours: float
     unpriced_hours: float
     on_demand: float | None
+    savings: float | None
     source: str
     at: str
 
 
 def price_of(ctx: Context, vm: Vm | None) -> float | None:
     """USD an hour of the VM as it runs now; None where the list does not say. Nothing depends on it."""
-    known = None if vm is None else _look_up(ctx, vm)
+    known = None if vm is None else _look_up(ctx, vm.place)
     if vm is None or known is None:
         return None
-    return known.on_demand if vm.priority == "Regular" else known.spot
+    return known.spot if vm.place.spot else known.on_demand
 
 
-def account(ctx: Context, total: Sums, vm: Vm | None) -> MoneyInfo:
-    known = None if vm is None else _look_up(ctx, vm)
+def standing(ctx: Context, group: Group) -> Standing:
+    """Of what bills beside the VM, where the VM is."""
+    try:
+        return prices.look_up_standing(ctx.session, group.place.location, group.spec.disk_gb)
+    except CloudtrainError:
+        return Standing()
+
+
+def of_vms_disk_and_address(total: Sums) -> float:
+    return total.spent + total.disk + total.address
+
+
+def account(ctx: Context, group: Group, total: Sums, vm: Vm | None) -> MoneyInfo:
+    known, rates = _look_up(ctx, vm.place if vm else group.place), standing(ctx, group)
+    now = ctx.clock.now()
+    stored = _stored(ctx, group, rates, now.timestamp())
+    spent, useful = of_vms_disk_and_address(total) + stored, total.useful / 3600
     hourly = known.on_demand if known else None
+    beside = (rates.disk or 0.0) + (rates.address or 0.0)
+    instead = None if hourly is None else useful * (hourly + beside)
     return MoneyInfo(
-        spent=round(total.spent, 4),
+        spent=round(spent, 4),
+        spot=round(total.spent - total.on_demand, 4),
+        on_demand_vms=round(total.on_demand, 4),
+        disk=round(total.disk, 4),
+        address=round(total.address, 4),
+        storage=round(stored, 4),
         hours=round(total.billed / 3600, 4),
+        useful_hours=round(useful, 4),
         unpriced_hours=round(total.unpriced / 3600, 4),
-        on_demand=None if hourly is None else round(total.billed / 3600 * hourly, 4),
+        on_demand=None if instead is None else round(instead, 4),
+        savings=None if instead is None else round(instead - spent, 4),
         source=ctx.session.price_list,
-        at=ctx.clock.now().isoformat(timespec="seconds"),
+        at=now.isoformat(timespec="seconds"),
     )
 
 
-def _look_up(ctx: Context, vm: Vm) -> Prices | None:
+def stored_so_far(ctx: Context, group: Group) -> float:
+    """US dollars for the run's blobs."""
+    return _stored(ctx, group, standing(ctx, group), ctx.clock.now().timestamp()) if group.storage_account else 0.0
+
+
+def _stored(ctx: Context, group: Group, rates: Standing, now: float) -> float:
+    return _gib(ctx, group) * (rates.gib or 0.0) * max(0.0, now - group.begun) / 3600
+
+
+def _gib(ctx: Context, group: Group) -> float:
+    """0 where nobody here can see it: it is cents."""
     try:
-        return prices.look_up(ctx.session, vm.location, vm.size)
+        found = storage.find(ctx.session, group) if group.storage_account else None
+        if found is None:
+            return 0.0
+        return sum(blob.size for blob in blobs.list_blobs(storage.open_container(ctx.session, found))) / 2**30
+    except CloudtrainError:
+        return 0.0
+
+
+def _look_up(ctx: Context, place: Place) -> Prices | None:
+    try:
+        return prices.look_up(ctx.session, place.location, place.size)
     except CloudtrainError:
         return None

@@ -1,5 +1,7 @@
 """`up --dry-run`, and what a real `up` shows before it asks: what would be made, and what that costs."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from cloudtrain.azure import leftovers, names, preflight, shutdown
@@ -69,6 +71,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     max_duration: int
     max_cost: float
     eviction_policy: str
+    zones: list[str]
+    other_sizes: list[str]
+    other_locations: list[str]
+    fallback: str
     bills: bool
     price: PriceInfo
     besides: list[str]
@@ -106,6 +112,10 @@ def make(
         max_duration=spec.max_duration,
         max_cost=spec.max_cost,
         eviction_policy=spec.eviction_policy,
+        zones=list(spec.zones),
+        other_sizes=list(spec.other_sizes),
+        other_locations=list(spec.other_locations),
+        fallback=spec.fallback,
         bills=ctx.session.capabilities.bills,
         price=_price(ctx, spec, found),
         besides=_besides(spec, found) if ctx.session.capabilities.bills else [],
@@ -130,11 +140,7 @@ def _action(vm: Vm | None) -> str:
 def _price(ctx: Context, spec: RunSpec, found: Findings) -> PriceInfo:
     asked = found.seen.prices
     prices = Prices(None, None) if isinstance(asked, CloudtrainError) else asked
-    # Spot never costs more than on demand, whatever the limit.
-    limits = [
-        price for price in (prices.on_demand, None if spec.max_price == -1 else spec.max_price) if price is not None
-    ]
-    most = min(limits, default=None)
+    most = _most_an_hour(spec, [asked, *found.seen.other_prices])
     return PriceInfo(
         spot=prices.spot,
         on_demand=prices.on_demand,
@@ -144,6 +150,20 @@ def _price(ctx: Context, spec: RunSpec, found: Findings) -> PriceInfo:
         at="" if isinstance(asked, CloudtrainError) else ctx.clock.now().isoformat(timespec="seconds"),
         spot_since=prices.spot_since,
     )
+
+
+def _most_an_hour(spec: RunSpec, asked: Sequence[Prices | CloudtrainError]) -> float | None:
+    """At the dearest place where recovery may make the VM; None where one of them is unknown."""
+    most = [_most_of(spec, Prices(None, None) if isinstance(each, CloudtrainError) else each) for each in asked]
+    known = [each for each in most if each is not None]
+    return max(known) if len(known) == len(most) else None
+
+
+def _most_of(spec: RunSpec, prices: Prices) -> float | None:
+    """Spot never costs more than on demand, whatever the limit; a VM on demand knows no limit."""
+    if spec.max_price == -1 or spec.on_demand_after is not None:
+        return prices.on_demand
+    return spec.max_price if prices.on_demand is None else min(prices.on_demand, spec.max_price)
 
 
 def _besides(spec: RunSpec, found: Findings) -> list[str]:

@@ -3,11 +3,12 @@
 from cloudtrain.azure import notes, shutdown
 from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group
+from cloudtrain.azure.prices import Standing
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import CloudtrainError, Exit, Refused
-from cloudtrain.recovery.history import STARTS, Event
+from cloudtrain.recovery.history import MAKES, STARTS, Event
 from cloudtrain.workflow.context import Context
-from cloudtrain.workflow.money import price_of
+from cloudtrain.workflow.money import price_of, standing
 
 ON_THE_WAY = ("Creating", "Updating", "Deleting", "Migrating")
 MOVING = (PowerState.STARTING, PowerState.STOPPING, PowerState.DEALLOCATING)
@@ -54,7 +55,9 @@ def note(ctx: Context, group: Group, what: str, why: str = "") -> None:
     vm = vms.find(ctx.session, group)
     place = vm.place.in_words if vm else ""
     at, price = ctx.clock.now().timestamp(), price_of(ctx, vm) if what in STARTS else None
-    notes.add(ctx.session, group, Event(at=at, what=what, place=place, why=why, price=price))
+    rates = standing(ctx, group) if what in MAKES else Standing()
+    event = Event(at=at, what=what, place=place, why=why, price=price, disk=rates.disk, address=rates.address)
+    notes.add(ctx.session, group, event)
 
 
 def backstop(ctx: Context, group: Group, vm: Vm) -> None:

@@ -27,7 +27,7 @@ def after_finish(ctx: Context, group: Group, vm: Vm | None, seen: Observation) -
         groups.set_intent(ctx.session, group, Intent.FINISHED, ctx.clock.now())
         with ctx.progress.step("deleting the VM of the finished run", usually="about a minute on Azure"):
             vms.delete(ctx.session, group, ctx.clock)
-        _note(ctx, group)
+        _note(ctx, group, gone=True)
         said = "Training has finished, and everything is in storage: the VM and its disk are deleted."
     else:
         deallocate(ctx, group)
@@ -46,8 +46,12 @@ def deallocate(ctx: Context, group: Group) -> None:
     _note(ctx, group)
 
 
-def _note(ctx: Context, group: Group) -> None:
-    notes.add(ctx.session, group, Event(at=ctx.clock.now().timestamp(), what="released", why="training has finished"))
+def _note(ctx: Context, group: Group, *, gone: bool = False) -> None:
+    """gone: its disk and its address bill no more."""
+    rate = 0.0 if gone else None
+    at = ctx.clock.now().timestamp()
+    event = Event(at=at, what="released", why="training has finished", disk=rate, address=rate)
+    notes.add(ctx.session, group, event)
 
 
 def _still_sending(group: Group, seen: Observation) -> bool:

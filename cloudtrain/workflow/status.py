@@ -14,19 +14,19 @@ from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import CloudtrainError, Refused
 from cloudtrain.guest import Observation
-from cloudtrain.recovery.history import Event, added, goodput, sums
+from cloudtrain.recovery.history import Event, Sums, added, goodput, sums
 from cloudtrain.together import together
 from cloudtrain.workflow import durable, release, stored, training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.history import in_our_words, told_in_storage, where_read_to
+from cloudtrain.workflow.money import MoneyInfo, account
 from cloudtrain.workflow.results import Training, VmInfo, last_known, vm_info
 from cloudtrain.workflow.state import EVICTED, state_of
 
 
 class RecoveryInfo(msgspec.Struct, frozen=True):
     """What happened to the run, as far as it was noted; `history` tells more. watched: watchers may touch it. watcher:
-    one looks after it now. refusals: of starts. spent: USD for the VM, by list prices. goodput: see
-    `history`. next_attempt: ISO 8601."""
+    one looks after it now. refusals: of starts. goodput: see `history`. next_attempt: ISO 8601."""
 
     watched: bool
     watcher: bool
@@ -35,7 +35,6 @@ class RecoveryInfo(msgspec.Struct, frozen=True):
     resumes: int
     steps_lost: int
     refusals: int
-    spent: float
     goodput: float | None
     next_attempt: str | None
 
@@ -59,6 +58,7 @@ class StatusResult(msgspec.Struct, frozen=True):
     source: str
     note: str
     recovery: RecoveryInfo
+    money: MoneyInfo
 
 
 def status(ctx: Context, run: str) -> StatusResult:
@@ -71,6 +71,8 @@ def status(ctx: Context, run: str) -> StatusResult:
     if told.live is not None and told.live.finished:
         vm = vms.find(ctx.session, group)  # it may have been released just now
     state = state_of(group, vm, told.live)
+    now = ctx.clock.now().timestamp()
+    total = sums(added(notes.history(group), told.events), group.begun, now)
     return StatusResult(
         run=run,
         cloud=ctx.session.cloud,
@@ -85,13 +87,14 @@ def status(ctx: Context, run: str) -> StatusResult:
         training=told.training,
         source=told.source,
         note=told.note or _about(state, vm),
-        recovery=_recovery(group, told.events, ctx.clock.now().timestamp()),
+        recovery=_recovery(group, total, now),
+        money=account(ctx, group, total, vm),
     )
 
 
-def _recovery(group: Group, told: list[Event], now: float) -> RecoveryInfo:
-    """told: what the guest has noted since its notes were last taken over. `history` keeps them; this only counts."""
-    total = sums(added(notes.history(group), told), group.begun, now)
+def _recovery(group: Group, total: Sums, now: float) -> RecoveryInfo:
+    """total: with what the guest has noted since its notes were last taken over. `history` keeps them; this only
+    counts."""
     useful = goodput(total)
     waits = notes.memory(group).next_at
     return RecoveryInfo(
@@ -102,7 +105,6 @@ def _recovery(group: Group, told: list[Event], now: float) -> RecoveryInfo:
         resumes=total.resumes,
         steps_lost=total.steps_lost,
         refusals=total.refusals,
-        spent=round(total.spent, 4),
         goodput=None if useful is None else round(useful, 4),
         next_attempt=datetime.fromtimestamp(waits, UTC).isoformat(timespec="seconds") if waits > now else None,
     )

@@ -93,11 +93,12 @@ def up(
     accept_terms: bool = False,
     approve: Callable[[Plan], None] | None = None,
     secrets: SecretValues | None = None,
+    watched: bool = False,
 ) -> UpResult:
     """build: makes spec.image. accept_terms: those of the VM image, for the subscription. approve: is shown the plan of
     a new VM that costs money, and raises where the user will not have it. secrets: the values of spec.secrets, as far
     as they are at hand; None: as the environment has them. A new run that gets no VM, no storage or no image is removed
-    again.
+    again; watched: not where a watcher will find room for it, see `waits_for_room`.
 
     Raises InvalidSpec, Refused, ImageError, TrainingFailed, GuestUnreachable."""
     group = _after_deletion(ctx, spec.run)
@@ -128,7 +129,7 @@ def up(
             ctx.session.prepare(ctx.progress)
         group = _go_on(ctx, group, spec) if group and group.storage_account else _create_group(ctx, spec)
     was_off = vm is not None and vm.power is not PowerState.RUNNING
-    group, vm, access, done = _run_and_image(ctx, group, build, secrets)
+    group, vm, access, done = _run_and_image(ctx, group, build, secrets, watched=watched)
     image = image if build is None else done
     if was_off and any(note.startswith(AT_NEXT_START) for note in notes):
         # Booting has started the trainer as it was; the changed spec wants a trainer of its own.
@@ -207,7 +208,7 @@ def _image_first(ctx: Context, group: Group, spec: RunSpec, build: Build | None)
 
 
 def _run_and_image(
-    ctx: Context, group: Group, build: Build | None, secrets: SecretValues
+    ctx: Context, group: Group, build: Build | None, secrets: SecretValues, *, watched: bool
 ) -> tuple[Group, Vm, Access, Ensured]:
     def running() -> tuple[Group, Vm, Access]:
         (made, vm), access = together(lambda: _ensure_running(ctx, group, secrets), lambda: durable.prepare(ctx, group))
@@ -219,9 +220,29 @@ def _run_and_image(
         _undo_after(ctx, group, error, running=True)
         raise
     except Refused as error:
-        _undo_after(ctx, group, error)
+        if not (watched and waits_for_room(error)):
+            _undo_after(ctx, group, error)
         raise
     return made, vm, access, image
+
+
+# Azure has no room now, and may have it elsewhere or later. What else it refuses, somebody has to put right.
+NO_ROOM = frozenset(
+    {
+        "SkuNotAvailable",
+        "AllocationFailed",
+        "ZonalAllocationFailed",
+        "OverconstrainedAllocationRequest",
+        "OverconstrainedZonalAllocationRequest",
+        "EvictedWhileMade",
+        "VmNotMade",
+        "VmDidNotStart",
+    }
+)
+
+
+def waits_for_room(error: CloudtrainError) -> bool:
+    return isinstance(error, Refused) and error.code in NO_ROOM
 
 
 def _after_deletion(ctx: Context, run: str) -> Group | None:

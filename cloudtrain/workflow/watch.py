@@ -9,8 +9,8 @@ from datetime import datetime
 import msgspec
 
 from cloudtrain import recovery
+from cloudtrain.azure import activity, health, lease, notes
 from cloudtrain.azure import group as groups
-from cloudtrain.azure import health, lease, notes
 from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.run_command import GuestUnreachable
@@ -20,7 +20,7 @@ from cloudtrain.guest.observation import Observation as GuestObservation
 from cloudtrain.recovery import Action, Do, Guest, Limits, Memory, Observation, Place, Power, Want, places
 from cloudtrain.recovery.history import Event, sums
 from cloudtrain.spec import RunSpec
-from cloudtrain.workflow import anew, durable, history, power, release, training
+from cloudtrain.workflow import anew, durable, history, money, power, release, training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.results import Training, last_known
 from cloudtrain.workflow.state import FAILED, state_of
@@ -32,6 +32,8 @@ LOOKS_PER_GUEST_LOOK = 12
 STOPPING_SECONDS = 120.0
 # What leaves the run other than it was looked at.
 CHANGING = recovery.RESTARTING | {Do.BEGIN, Do.SAVE_AND_STOP, Do.RELEASE, Do.HONOUR_STOP}
+# How often it is looked at what storage costs.
+STORAGE_SECONDS = 3600.0
 # So long a run without a VM is believed to be in the hands of the `up` that makes it.
 MAKING_SECONDS = 900.0
 
@@ -69,6 +71,24 @@ def watch(ctx: Context, run: str, *, once: bool, emit: Callable[[WatchLine], Non
             ctx.clock.sleep(interval(ctx))
     finally:
         watcher.leave(group)
+
+
+def search_on(ctx: Context, run: str, refusal: Refused) -> None:
+    """`up` was refused its first VM: the watcher goes on from there, at the other places."""
+    group, now = groups.get(ctx.session, run), ctx.clock.now().timestamp()
+    looked = Observation(
+        now=now,
+        want=Want.RUNNING,
+        power=Power.GONE,
+        place=group.place,
+        places=places_of(group.spec),
+        on_demand_after=group.spec.on_demand_after or 0.0,
+        trained=False,
+        memory=Memory(off_since=now),
+    )
+    notes.add(ctx.session, group, Event(at=now, what="refused", place=group.place.in_words, why=refusal.code))
+    after = recovery.after_refusal(looked, group.place, refusal.code, refusal.blocks or Blocks.SIZE)
+    notes.set_memory(ctx.session, group, after)
 
 
 def error_of(result: WatchResult) -> CloudtrainError | None:
@@ -115,11 +135,15 @@ class _Watcher:
     told: Training | None = None
     seen: GuestObservation | None = None
     warning: str = ""
+    # Why a limit cannot be kept.
+    doubt: str = ""
+    stored: float = 0.0
+    stored_at: float | None = None
     news: list[Event] = field(default_factory=list)
 
     def look(self) -> _Look:
         """Once it has begun it never ends because a request was refused or lost: that says nothing of the run."""
-        self.told, self.seen, self.news = None, None, []
+        self.told, self.seen, self.news, self.doubt = None, None, [], ""
         try:
             look = self._look()
         except NoSuchRun:
@@ -186,7 +210,7 @@ class _Watcher:
             begun=group.trained or group.generation == 1,
             saved_step=group.progress.saved,
             user_stopped=(
-                health.stopped_by_somebody(self.ctx.session, vm.id, group.wanted_since)
+                self._stopped_by_somebody(group, vm)
                 if vm is not None and off and wanted and self._now() >= memory.next_at
                 else None
             ),
@@ -198,16 +222,31 @@ class _Watcher:
             jitter=random.Random(f"{group.run} {group.created} {memory.off_since} {memory.refused}").random(),
         )
 
+    def _stopped_by_somebody(self, group: Group, vm: Vm) -> bool | None:
+        told = health.stopped_by_somebody(self.ctx.session, vm.id, group.wanted_since)
+        if told is not None:
+            return told
+        return activity.stopped_by_somebody(self.ctx.session, vm.id, group.wanted_since, self.ctx.clock.now())
+
     def _limits(self, group: Group) -> Limits:
         """Money: what will be spent by the time the run could be saved and stopped after the next look."""
         spec, spent = group.spec, 0.0
         if spec.max_cost:
-            spent = sums(notes.history(group), group.begun, self._now() + interval(self.ctx) + STOPPING_SECONDS).spent
+            total = sums(notes.history(group), group.begun, self._now() + interval(self.ctx) + STOPPING_SECONDS)
+            spent = money.of_vms_disk_and_address(total) + self._stored(group)
+            hours = total.unpriced / 3600
+            self.doubt = f"no price is known for {hours:.1f} h of the VM: max_cost cannot be kept" if hours else ""
         return Limits(
             until=group.begun + spec.max_duration if spec.max_duration else None,
             cost=spec.max_cost or None,
             spent=spent,
         )
+
+    def _stored(self, group: Group) -> float:
+        """US dollars for what lies in storage: it grows by cents a day, and listing it takes requests."""
+        if self.stored_at is None or self._now() - self.stored_at > STORAGE_SECONDS:
+            self.stored, self.stored_at = money.stored_so_far(self.ctx, group), self._now()
+        return self.stored
 
     def _power(self, group: Group, vm: Vm | None) -> Power:
         if vm is None:
@@ -317,11 +356,16 @@ class _Watcher:
             return
         if observation.memory.off_since and not before.memory.off_since:
             why = "" if observation.user_stopped is False else "Azure tells no cause"
-            self._record(group, "evicted", where=observation.place.in_words, why=why)
+            gone = observation.power is Power.GONE
+            self._record(group, "evicted", where=observation.place.in_words, why=why, gone=gone)
         notes.set_memory(self.ctx.session, group, observation.memory)
 
-    def _record(self, group: Group, what: str, *, where: str = "", why: str = "") -> None:
-        notes.add(self.ctx.session, group, Event(at=self._now(), what=what, place=where, why=why[:120]))
+    def _record(self, group: Group, what: str, *, where: str = "", why: str = "", gone: bool = False) -> None:
+        event = Event(at=self._now(), what=what, place=where, why=why[:120])
+        if gone:
+            # Its disk and its address went with it.
+            event = msgspec.structs.replace(event, disk=0.0, address=0.0)
+        notes.add(self.ctx.session, group, event)
 
     def _conclude(self, group: Group, vm: Vm | None, action: Action, memory: Memory) -> _Look:
         if action.do in CHANGING or self.told is not None:
@@ -334,6 +378,7 @@ class _Watcher:
         ended = group.intent is not Intent.RUNNING and (off or kept)
         over = ended or (action.do is Do.REPORT and vm is None)
         text = f"{self.warning} {self._text(action, memory, waits)}".lstrip()
+        text += f" ({self.doubt})" if self.doubt else ""
         return self._say(state, action.do, text, over=over, until=waits)
 
     def _text(self, action: Action, memory: Memory, waits: float | None) -> str:

@@ -73,27 +73,43 @@ STATUS = StatusResult(
         resumes=0,
         steps_lost=0,
         refusals=0,
-        spent=0.0,
         goodput=None,
         next_attempt=None,
+    ),
+    money=MoneyInfo(
+        spent=0.0,
+        spot=0.0,
+        on_demand_vms=0.0,
+        disk=0.0,
+        address=0.0,
+        storage=0.0,
+        hours=0.0,
+        useful_hours=0.0,
+        unpriced_hours=0.0,
+        on_demand=None,
+        savings=None,
+        source="a list",
+        at="2026-01-01T00:00:00+00:00",
     ),
 )
 # Fields of `data`: a promise to scripts. Adding one is fine; README has to name it.
 PROMISED = {
     UpResult: "run cloud resource_group state created seen vm training image image_built image_pushed storage_account"
     " access access_until notes",
-    Plan: "run cloud subscription resource_group action location size hardware vm_image image arguments disk_gb"
-    " max_price max_duration max_cost eviction_policy bills price besides registers terms resources changes checks",
+    Plan: "run cloud subscription resource_group action location size hardware vm_image image arguments"
+    " disk_gb max_price max_duration max_cost eviction_policy zones other_sizes other_locations"
+    " fallback bills price besides registers terms resources changes checks",
     PlannedResource: "type name exists by_azure",
     PriceInfo: "spot on_demand most_an_hour most_a_day source at spot_since",
     DoctorResult: "run cloud subscription location size checks",
     CheckInfo: "name state detail fix",
-    StatusResult: "run cloud resource_group state intent generation created image arguments vm training source note"
-    " recovery",
-    RecoveryInfo: "watched watcher evictions with_notice resumes steps_lost refusals spent goodput next_attempt",
+    StatusResult: "run cloud resource_group state intent generation created image arguments vm training source"
+    " note recovery money",
+    RecoveryInfo: "watched watcher evictions with_notice resumes steps_lost refusals goodput next_attempt",
     HistoryResult: "run cloud state events earlier_events evictions with_notice without_notice refusals resumes"
     " steps_lost seconds goodput money note",
-    MoneyInfo: "spent hours unpriced_hours on_demand source at",
+    MoneyInfo: "spent spot on_demand_vms disk address storage hours useful_hours unpriced_hours on_demand"
+    " savings source at",
     HistoryEntry: "at what place why step steps_lost notice_seconds price",
     Seconds: "starting useful redone saving waiting restarting stopped",
     WatchResult: "run cloud state action text next_look",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cloudtrain.azure.session import on_emulator
 from cloudtrain.emulator.embedded import EmbeddedAzure
 from cloudtrain.emulator.machines.simulated import Job, SimulatedMachines, Training
 from cloudtrain.guest.simulated import SimulatedGuest
@@ -98,6 +99,8 @@ def rehearsal(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     clock, cli = StoryClock(), request.getfixturevalue("quick")
     made = Rehearsal(cli, tmp_path / "azure", clock, SimulatedMachines(clock, SimulatedGuest(), JOB))
     monkeypatch.setattr("cloudtrain.azure.session.embedded_azure", made.open)
+    # As seldom as on Azure: asking five times a second for minutes takes thousands of requests.
+    monkeypatch.setattr("cloudtrain.azure.session._embedded", lambda *_: on_emulator(made.open(), clock, None, 10.0))
     monkeypatch.setattr("cloudtrain.clock.SystemClock", lambda: clock)
     # One look a second, as in a rehearsal, would make thousands of requests.
     monkeypatch.setattr("cloudtrain.workflow.watch.interval", lambda ctx: 60.0)

@@ -23,6 +23,7 @@ from cloudtrain.recovery import (
     after_refusal,
     bits,
     decide,
+    places,
     seen,
 )
 
@@ -57,6 +58,7 @@ observations = st.builds(
     on_demand_after=st.sampled_from([0.0, 3600.0]),
     trained=st.booleans(),
     durable=st.booleans(),
+    begun=st.booleans(),
     saved_step=st.one_of(st.none(), st.integers(0, 1000)),
     user_stopped=st.sampled_from([None, True, False]),
     guest=st.one_of(st.none(), st.builds(Guest, st.booleans(), st.booleans(), st.sampled_from(["", "exit code 1"]))),
@@ -104,6 +106,67 @@ def test_work_that_lies_on_the_disk_alone_is_never_thrown_away(look: Observation
 
 
 @given(observations)
+def test_only_a_vm_that_runs_and_was_never_told_to_train_is_told_so(look: Observation) -> None:
+    if decided(look).do is Do.BEGIN:
+        assert look.power is Power.RUNNING and not look.begun
+        assert look.watched and look.want is Want.RUNNING
+    running = changed(look, power=Power.RUNNING, begun=True)
+    assert decided(running).do not in (Do.BEGIN, *RESTARTING)
+
+
+@given(observations, st.sampled_from([Power.DEALLOCATED, Power.GONE, Power.FAILED]), st.floats(0, 7200))
+def test_a_vm_on_demand_is_never_made_before_its_time(look: Observation, power: Power, off_for: float) -> None:
+    look = changed(
+        look,
+        power=power,
+        place=HERE,
+        places=(HERE, ABROAD, ON_DEMAND),
+        on_demand_after=3600.0,
+        memory=msgspec.structs.replace(look.memory, off_since=look.now - off_for),
+    )
+    action = decided(look)
+    if action.do in RESTARTING and action.place is not None and not action.place.spot:
+        assert look.now - look.memory.off_since >= 3600.0
+        assert {0, 1} <= look.memory.tried  # Spot was in vain everywhere
+
+
+@given(st.sampled_from([Power.DEALLOCATED, Power.GONE]), st.permutations(ALL), st.floats(0, 1))
+def test_within_one_round_every_place_is_tried_once_and_no_other(
+    power: Power, order: list[Place], jitter: float
+) -> None:
+    """Each place is refused by itself alone: nothing is learnt of the others."""
+    look = changed(OFF, power=power, durable=True, places=tuple(order), jitter=jitter)
+    look, asked = changed(look, memory=seen(look)), []
+    while (action := decide(look)).do in RESTARTING:
+        assert action.place is not None
+        asked.append(action.place)
+        look = changed(look, memory=after_refusal(look, action.place, "ZonalAllocationFailed", Blocks.ZONE))
+    assert action.do is Do.WAIT and sorted(asked, key=repr) == sorted(order, key=repr)
+    if power is Power.DEALLOCATED:
+        assert asked[0] == HERE
+    else:
+        assert asked == order
+
+
+@given(
+    st.lists(st.sampled_from(["1", "2", "3"]), unique=True, max_size=3),
+    st.lists(st.sampled_from(["S2", "S3", "S4"]), unique=True),
+    st.lists(st.sampled_from(["westus", "westus2"]), unique=True),
+    st.booleans(),
+)
+def test_places_are_the_same_size_first_then_other_sizes_then_other_locations_at_last_on_demand(
+    zones: list[str], sizes: list[str], locations: list[str], on_demand: bool
+) -> None:
+    found = places("S1", "eastus", zones=zones, other_sizes=sizes, other_locations=locations, on_demand=on_demand)
+    assert len(set(found)) == len(found) and found[0] == Place("S1", "eastus", zones[0] if zones else "")
+    rank = [(not place.spot, place.location != "eastus", place.size != "S1") for place in found]
+    assert [each[:2] for each in rank] == sorted(each[:2] for each in rank)
+    at_home = [each for each in rank if each[:2] == (False, False)]
+    assert at_home == sorted(at_home)
+    assert any(not place.spot for place in found) == on_demand
+
+
+@given(observations)
 def test_a_run_that_is_over_is_never_started_again(look: Observation) -> None:
     assert decided(changed(look, want=Want.FINISHED)).do not in RESTARTING
     assert decided(changed(look, limits=Limits(until=look.now))).do not in RESTARTING
@@ -141,7 +204,7 @@ def test_after_a_refusal_there_is_always_a_next_try_and_never_an_endless_round(
         look = changed(look, memory=seen(look))
         action = decide(look)
         if action.do is Do.WAIT:
-            assert action.until is not None and look.now < action.until <= look.now + 1.2 * PAUSES[-1]
+            assert action.until is not None and look.now < action.until <= look.now + 1.2 * PAUSES[-1] + 1e-6
             look, asked = changed(look, now=action.until), []
             continue
         assert action.do in RESTARTING and action.place is not None

@@ -97,6 +97,20 @@ def test_money_is_counted_while_the_vm_runs_at_the_price_of_its_last_start() -> 
     assert total.spent == pytest.approx(0.1 + 0.2)
 
 
+def test_disk_and_address_bill_while_they_are_there_and_a_vm_on_demand_is_told_apart() -> None:
+    told = story(
+        Event(0, "made", place="S in eastus", price=0.1, disk=0.01, address=0.005),
+        Event(60, "began"),
+        Event(3600, "evicted", disk=0.0, address=0.0),
+        Event(7200, "recreated", place="S in eastus, on demand", price=0.4, disk=0.02, address=0.005),
+        Event(7260, "resumed", step=5, lost=0, seen=3500),
+        Event(10800, "stopped"),
+    )
+    total = sums(told, begun=0, now=14400)
+    assert total.spent == pytest.approx(0.5) and total.on_demand == pytest.approx(0.4)
+    assert total.disk == pytest.approx(0.01 + 2 * 0.02) and total.address == pytest.approx(3 * 0.005)
+
+
 kinds = st.sampled_from(
     ["made", "evicted", "refused", "started", "began", "notice", "saved", "booted", "resumed", "stop asked", "stopped"]
 )
@@ -136,7 +150,14 @@ def test_folding_keeps_the_sums_and_makes_room() -> None:
         at = 1000.0 * (n + 1)
         events += [
             Event(at, "notice", notice=30) if n % 2 else Event(at + 1, "evicted"),
-            Event(at + 40, "started", place="Standard_D2s_v3 in eastus", price=0.1 + n % 7 / 100),
+            Event(
+                at + 40,
+                "recreated" if n % 5 == 0 else "started",
+                place="Standard_D2s_v3 in eastus" + (", on demand" if n % 3 == 0 else ""),
+                price=0.1 + n % 7 / 100,
+                disk=0.01 + n % 4 / 1000 if n % 5 == 0 else None,
+                address=0.005 if n % 5 == 0 else None,
+            ),
             Event(at + 60, "resumed", step=10 * n, lost=n % 3, seen=at),
         ]
     whole = story(*events)

@@ -39,8 +39,9 @@ class Job:
 @dataclass
 class Training:
     """What a guest could tell. digest: the hash chain over every step up to the newest checkpoint, as weights would be.
-    events: as the real guest notes them. failure: why training failed for good, set
-    from outside. before_step, before_time: what was last seen before this start."""
+    events: as the real guest notes them. failure: why training failed for good, set from outside. before_step,
+    before_time: what was last seen before this start. pending: checkpoints that are not in storage yet, None where
+    there is no storage; sent: when it took the last one."""
 
     job: Job
     time: float = 0.0
@@ -57,6 +58,8 @@ class Training:
     before_time: float | None = None
     digest: str = ""
     failure: str = ""
+    pending: int | None = None
+    sent: float | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -147,6 +150,7 @@ class _Disk:
 
     def _train(self, now: float) -> None:
         told, job = self.told, self.told.job
+        self._send(now)
         if self.trains_from is None or told.finished:
             return
         step = min(job.steps, told.resumed_from + int((now - self.trains_from) // job.step_seconds))
@@ -199,6 +203,8 @@ class _Disk:
             self.storage.newest = sent[-1]
             self.storage.finished = sent[-1].step == self.told.job.steps
         self.unsent = [checkpoint for checkpoint in self.unsent if checkpoint.at + takes > now]
+        self.told.pending = len(self.unsent)
+        self.told.sent = sent[-1].at + takes if sent else self.told.sent
 
     @property
     def fenced(self) -> bool:
