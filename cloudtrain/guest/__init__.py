@@ -4,7 +4,7 @@
 carries along. `scripts` makes the RunCommand scripts; `observation` and `outcome` read what they print.
 """
 
-from cloudtrain.guest.observation import Observation, parse_observation
+from cloudtrain.guest.observation import Observation, StorageState, parse_observation, parse_stored_observation
 from cloudtrain.guest.outcome import (
     IncompleteOutput,
     StartOutcome,
@@ -34,6 +34,7 @@ __all__ = [
     "Observation",
     "StartOutcome",
     "StopOutcome",
+    "StorageState",
     "await_script",
     "exit_code",
     "install_script",
@@ -41,6 +42,7 @@ __all__ = [
     "parse_observation",
     "parse_start",
     "parse_stop",
+    "parse_stored_observation",
     "renew_script",
     "save_and_stop_script",
 ]

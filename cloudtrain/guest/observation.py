@@ -1,4 +1,4 @@
-"""What observe_script() told, typed; odd values that some image wrote become None."""
+"""What observe_script() told, or the guest left in storage, typed; odd values that some image wrote become None."""
 
 import base64
 import binascii
@@ -84,6 +84,25 @@ class LogChunk(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes
 
 
+class StorageState(msgspec.Struct, frozen=True, kw_only=True):
+    """How the guest's sending stands. Times in epoch seconds.
+
+    kind: identity or signature. newest: step of the newest checkpoint that storage has whole, None where there is none
+    or its step is not known; name: of its entry in checkpoints/. pending, pending_bytes: what is finished on the disk
+    and not in storage yet. refused: the code of the last refusal, '' once storage takes things again. at: of the last
+    thing that storage took. expires: the signature's end, None where the VM's own identity opens it.
+    """
+
+    kind: str = ""
+    newest: int | None = None
+    name: str = ""
+    pending: int = 0
+    pending_bytes: int = 0
+    refused: str = ""
+    at: float | None = None
+    expires: float | None = None
+
+
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that one look at the guest tells. Times are the guest's, in epoch seconds.
 
@@ -91,9 +110,10 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     started; each boot has a session of its own. boot: another word at each boot, where the VM has a process 1
     of its own. progress is of_this_start when the container started last wrote it; before: progress.json as it
     was before that start. former_settings: the container runs with others than are installed now.
-    stage: starting, engine, pull, start, running, ended, pause, evicting, stopped, finished or failed, with
-    stage_since; supervised: the startup script runs. finished: the trainer ended with 0, for good. failed: why
-    training failed, None while it has not.
+    stage: starting, restore, engine, pull, start, running, ended, pause, evicting, stopped, fenced, finished or
+    failed, with stage_since; supervised: the startup script runs. finished: the trainer ended with 0, for good.
+    failed: why training failed, None while it has not. storage: None where the guest has no access to any. fenced: a
+    newer generation of the run has taken over, and this one does nothing more.
     """
 
     installed: bool
@@ -117,6 +137,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     stopping: bool = False
     finished: bool = False
     failed: str | None = None
+    fenced: bool = False
+    storage: StorageState | None = None
     journal: tuple[str, ...] = ()
     events: tuple[GuestEvent, ...] = ()
     events_offset: int = 0
@@ -146,6 +168,19 @@ def parse_observation(stdout: str, nonce: str) -> Observation:
     return _observation(told, content)
 
 
+def parse_stored_observation(content: bytes) -> Observation:
+    """The blob `durable.GUEST`: the same facts, without a piece of a log; `time` says how old they are. Raises
+    IncompleteOutput."""
+    try:
+        told = json.loads(content)
+        facts = {**told["facts"], "time": told["time"], "storage": told.get("storage")}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise IncompleteOutput(f"what the guest left in storage is damaged: {error}") from error
+    if _number(facts["time"]) is None:
+        raise IncompleteOutput("what the guest left in storage is not an observation")
+    return _observation(facts, b"")
+
+
 def _observation(told: dict[str, Any], content: bytes) -> Observation:
     state = _mapping(told.get("state")) or {}
     failed = _mapping(told.get("failed"))
@@ -171,6 +206,8 @@ def _observation(told: dict[str, Any], content: bytes) -> Observation:
         stopping=told.get("stopping") is True,
         finished=_mapping(told.get("finished")) is not None,
         failed=None if failed is None else _text(failed.get("reason")) or "unknown reason",
+        fenced=told.get("fenced") is True,
+        storage=_storage(_mapping(told.get("storage"))),
         journal=tuple(line for line in _list(told.get("journal")) if isinstance(line, str)),
         events=tuple(_events(_list(told.get("events")))),
         events_offset=_whole(told.get("events_offset")) or 0,
@@ -213,6 +250,21 @@ def _container(told: dict[str, Any] | None) -> Container | None:
         out_of_memory=told.get("out_of_memory") is True,
         started=_text(told.get("started")),
         spec=_text(told.get("spec")),
+    )
+
+
+def _storage(told: dict[str, Any] | None) -> StorageState | None:
+    if told is None:
+        return None
+    return StorageState(
+        kind=_text(told.get("kind")),
+        newest=_whole(told.get("newest")),
+        name=_text(told.get("name")),
+        pending=_whole(told.get("pending")) or 0,
+        pending_bytes=_whole(told.get("pending_bytes")) or 0,
+        refused=_text(told.get("refused")),
+        at=_number(told.get("at")),
+        expires=_number(told.get("expires")),
     )
 
 
