@@ -37,13 +37,14 @@ class StartOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What save_and_stop_script() saw. was: "running", "stopped" or "unknown"; exit_code 75: saved when
-    asked."""
+    asked. delivered: "yes" or "no", whether storage has everything; "" where the VM has no storage."""
 
     rc: int
     was: str = ""
     exit_code: int | None = None
     step: int | None = None
     saved_step: int | None = None
+    delivered: str = ""
     text: tuple[str, ...] = ()
 
 

@@ -6,6 +6,7 @@ shell.
 """
 
 import base64
+import gzip
 import hashlib
 import json
 import re
@@ -17,7 +18,20 @@ from cloudtrain.guest.settings import GuestSettings
 
 MARKER = "cloudtrain-done"
 LOGS = ("training", "container", "startup", "eviction")
-INSTALLED = ("guest.py", "trainer_output.py", "run_trainer.py", "eviction_watch.py", "startup-script.sh")
+INSTALLED = (
+    "guest.py",
+    "trainer_output.py",
+    "storage.py",
+    "mount.py",
+    "observe.py",
+    "publish.py",
+    "release.py",
+    "uploader.py",
+    "restore.py",
+    "run_trainer.py",
+    "eviction_watch.py",
+    "startup-script.sh",
+)
 # The environment variable, a protected parameter, that brings a docker config.json in base64.
 PULL_LOGIN = "CLOUDTRAIN_PULL_LOGIN"
 # Likewise, JSON in base64: how the VM reaches the blobs (see `durable`), and the values of secret variables by name.
@@ -130,7 +144,8 @@ export PATH
 
 def _install_file(name: str, content: bytes, mode: str = "0755") -> str:
     digest = hashlib.sha256(content).hexdigest()
-    encoded = base64.encodebytes(content).decode()
+    # Compressed: Azure runs the script as one word of bash, which Linux limits to 128 KiB.
+    encoded = base64.encodebytes(gzip.compress(content, mtime=0)).decode()
     return f"put_file {name} {mode} {digest} <<'END_OF_FILE'\n{encoded}END_OF_FILE\n"
 
 

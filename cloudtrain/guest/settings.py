@@ -43,6 +43,9 @@ class GuestSettings:
                 raise ValueError(f"Received the environment variable {name!r}. Expected NAME and text.")
         if any(not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) for name in self.secrets):
             raise ValueError(f"Received secrets {self.secrets!r}. Expected names of variables.")
+        # The value stands in the environment of the docker client, which reads these itself.
+        if any(re.fullmatch(r"PATH|HOME|LD_.*|DOCKER_.*", name) for name in self.secrets):
+            raise ValueError(f"Received secrets {self.secrets!r}. Expected none that docker itself reads.")
         if any("\0" in argument for argument in self.arguments):
             raise ValueError("Received an argument with a NUL character. Expected text.")
 

@@ -62,6 +62,8 @@ def tail(name: str, lines: int) -> None:
 
 STAGES = {
     "starting": "starting",
+    "restore": "fetching what the run's storage has",
+    "fenced": "a newer VM of this run has taken over",
     "engine": "waiting for the Docker engine",
     "pull": "pulling the trainer image",
     "start": "starting the container",

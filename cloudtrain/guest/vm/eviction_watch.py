@@ -1,9 +1,9 @@
 """Watch Azure's scheduled events, and let the trainer save before the VM is taken away.
 
 Polls IMDS every second from boot. On Preempt for this VM: writes `evicting`, sends SIGTERM to the
-container, waits for it to end, runs on-evict.d/*, and only then acknowledges, because an acknowledgement
-brings the eviction forward. One at a time, by a lock; called again while one runs, it does nothing. Times
-are monotonic: clocks jump. Protocol:
+container, waits for it to end, has everything sent to storage, runs on-evict.d/*, and only then acknowledges,
+because an acknowledgement brings the eviction forward. One at a time, by a lock; called again while one
+runs, it does nothing. Times are monotonic: clocks jump. Protocol:
 https://learn.microsoft.com/azure/virtual-machines/linux/scheduled-events
 """
 
@@ -27,7 +27,6 @@ import guest  # type: ignore[import-not-found]
 
 LINK_LOCAL = "http://169.254.169.254"
 PATH = "/metadata/scheduledevents?api-version=2020-07-01"
-LOG_BYTES = 1024 * 1024
 GRACE_SECONDS = 60.0  # an eviction may come later than it said
 
 
@@ -236,7 +235,11 @@ def run_hook(path: Path, seconds: float) -> int | None:
 def evict(event: Event, watch: Watch) -> None:
     deadline = give_notice(event)
     ended = save(deadline)
-    run_hooks(deadline - guest.tuning("hook_margin_seconds"))
+    last = deadline - guest.tuning("hook_margin_seconds")
+    token = guest.ask_flush(ended=ended)
+    run_hooks(last)
+    if token:
+        guest.tell_flush(token, guest.await_flush(token, last))
     if ended:
         acknowledge(event.id)
     else:
@@ -293,6 +296,7 @@ def poll(watch: Watch, timeout: float) -> None:
 def keep_script_running() -> None:
     """The other way round, the startup script looks after this watcher."""
     over = any((guest.ROOT / name).exists() for name in ("stopping", "finished", "failed"))
+    over = over or (guest.fenced() and (guest.read_json(guest.ROOT / "state.json") or {}).get("stage") == "fenced")
     if over or guest.held(guest.ROOT / "startup.lock") or guest.going_down():
         return
     guest.say("the startup script was gone")
@@ -310,27 +314,9 @@ def watch_on() -> None:
         if begun - checked > guest.tuning("check_seconds"):
             checked = begun
             keep_script_running()
-            rotate_log()
+            guest.keep_uploader()
+            guest.rotate(guest.ROOT / "eviction.log")
         time.sleep(max(0.05, begun + guest.tuning("poll_seconds") - time.monotonic()))
-
-
-def rotate_log() -> None:
-    log = guest.ROOT / "eviction.log"
-    with contextlib.suppress(OSError):
-        if log.stat().st_size > LOG_BYTES:
-            log.replace(log.with_name("eviction.log.1"))
-            redirect(log)
-
-
-def redirect(log: Path) -> None:
-    """This program's stdout and stderr into its log; into nothing where the disk refuses."""
-    try:
-        handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    except OSError:
-        handle = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
 
 
 def make_spare() -> None:
@@ -338,26 +324,16 @@ def make_spare() -> None:
     guest.write_json(spare(), {"writer": guest.identity(os.getpid())})
 
 
-def leave_parent() -> bool:
-    """Go on in a process of our own session; True in it. The lock goes along."""
-    if os.fork():
-        return False
-    os.setsid()
-    if os.fork():
-        os._exit(0)
-    return True
-
-
 def main() -> int:
     lock = guest.hold_lock(guest.ROOT / "watch.lock")
     if lock is None:
         return 0
     (guest.ROOT / "evicting").unlink(missing_ok=True)  # of an earlier boot
-    if not leave_parent():
+    if not guest.leave_parent():
         return 0
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    redirect(guest.ROOT / "eviction.log")
+    guest.redirect(guest.ROOT / "eviction.log")
     make_spare()
     guest.event("watching")
     guest.say(f"watching {url()}")

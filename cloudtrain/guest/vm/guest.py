@@ -6,6 +6,7 @@ Standard library of Python 3.10 only (Ubuntu 22.04). Every value of the run come
 import contextlib
 import fcntl
 import hashlib
+import hmac
 import json
 import os
 import subprocess
@@ -32,6 +33,24 @@ TUNING: dict[str, Any] = {
     "vanish_seconds": 60.0,  # an event that is no longer listed for this long was taken back
     "hook_margin_seconds": 3.0,  # on-evict.d must be done this long before NotBefore
     "check_seconds": 10.0,  # how often watcher and startup script look whether the other still lives
+    "scan_seconds": 1.0,  # between looks at the mount for something to send
+    "quiet_seconds": 5.0,  # files that an image writes straight into the mount are one set once all rested so long
+    "settled_seconds": 2.0,  # any other file is sent once it has rested so long, or has not for a minute
+    "publish_seconds": 15.0,  # between two sendings of what changes all the time: progress, state, logs
+    "upload_bytes_per_second": 100_000_000,  # 0: no limit; a flush has none
+    "single_put_bytes": 64 * 1024 * 1024,  # a larger file goes in blocks
+    "block_bytes": 8 * 1024 * 1024,
+    "keep_previous": 1,  # checkpoints in storage beside the newest
+    "storage_call_seconds": 20.0,
+    "call_pauses": [0.5, 2.0],  # between attempts of one call of storage
+    "upload_pauses": [1.0, 2.0, 5.0, 10.0, 30.0, 60.0],  # while storage does not answer
+    "refused_pauses": [5.0, 15.0, 60.0, 120.0, 300.0],  # while storage refuses
+    "fence_seconds": 15.0,  # how often the uploader looks whether a newer VM has taken over
+    "flush_seconds": 20.0,  # how long a stop waits until everything is in storage
+    "restore_seconds": 600.0,  # a new VM waits so long for storage: a role takes up to ten minutes to spread
+    "restore_short_seconds": 10.0,  # and where the disk has a checkpoint to go on with
+    "restore_pauses": [1.0, 2.0, 5.0, 10.0, 15.0],
+    "release_pauses": [5.0, 10.0, 15.0, 30.0, 60.0, 60.0, 60.0, 120.0, 240.0],  # likewise, of the right to deallocate
 }
 
 
@@ -50,7 +69,39 @@ def tuning(name: str) -> Any:
 def spec_of(wanted: dict[str, Any]) -> str:
     """What a container is made from, as one short word: another word, another container."""
     parts = [wanted[key] for key in ("image", "mount", "arguments", "environment", "gpus")]
+    if wanted.get("secrets"):
+        parts.append(secrets_digest(wanted))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def secrets(wanted: dict[str, Any]) -> dict[str, str | None]:
+    """The values of the run's secret variables by name; None for one that has not reached this VM."""
+    values = read_json(ROOT / "secrets.json") or {}
+    return {name: values[name] if isinstance(values.get(name), str) else None for name in wanted.get("secrets") or ()}
+
+
+def secrets_digest(wanted: dict[str, Any]) -> str:
+    """Another word where a value changed. With a key of this VM, so that nobody finds a value by trying."""
+    return hmac.new(secrets_key(), json.dumps(secrets(wanted)).encode(), hashlib.sha256).hexdigest()
+
+
+def secrets_key() -> bytes:
+    path = ROOT / ".secrets.key"
+    if not path.exists():
+        new = path.with_name(f"{path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):
+            handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                os.write(handle, os.urandom(32))
+            finally:
+                os.close(handle)
+            with contextlib.suppress(FileExistsError):
+                os.link(new, path)  # whoever was first
+            new.unlink()
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -192,6 +243,15 @@ def identity(pid: int) -> str:
     return "" if words[0] in "ZX" else f"{pid}:{words[19]}"  # the dead may wait to be reaped
 
 
+def boot() -> str:
+    """Another word at each boot of this VM, where it has a process 1 of its own."""
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        kernel = ""
+    return f"{kernel} {identity(1)}"
+
+
 def alive(who: Any) -> bool:
     """Whether the process that signed a file as `writer` still runs; a file of an earlier boot has none."""
     if not isinstance(who, str) or not who.partition(":")[0].isdigit():
@@ -208,6 +268,12 @@ def evicting() -> bool:
 
 def stopping() -> bool:
     return (ROOT / "stopping").exists()
+
+
+def fenced() -> bool:
+    """A newer generation of the run's VM has taken over: this one never trains again."""
+    told = whole((read_json(ROOT / "fenced") or {}).get("generation"))
+    return told is not None and told > (whole((read_json(ROOT / "settings.json") or {}).get("generation")) or 0)
 
 
 def going_down() -> bool:
@@ -258,6 +324,115 @@ def detach(command: list[str]) -> None:
         say(f"cannot start {command[-1]}: {error}")
 
 
+def leave_parent() -> bool:
+    """Go on in a process of our own session; True in it. A lock goes along."""
+    if os.fork():
+        return False
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    return True
+
+
+def redirect(log: Path) -> None:
+    """This program's stdout and stderr into its log; into nothing where the disk refuses."""
+    try:
+        handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError:
+        handle = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+
+
+def rotate(log: Path, largest: int = 1024 * 1024) -> None:
+    """Of a program that logs there."""
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > largest:
+            log.replace(log.with_name(log.name + ".1"))
+            redirect(log)
+
+
+# Storage: the uploader sends, and everybody else asks it with a token in `flush`, which it answers in upload.json.
+
+ENDED = ("ended", "pause", "evicting", "stopped", "fenced", "finished", "failed")  # stages without a container
+
+
+def changed(path: Path) -> int:
+    """When the file was written, 0 where there is none: another number, another content."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def upload_state() -> dict[str, Any]:
+    return read_json(ROOT / "upload.json") or {}
+
+
+def storage_state() -> dict[str, Any] | None:
+    """What is told of the sending; None where the VM has no storage."""
+    access = read_json(ROOT / "storage.json")
+    if access is None:
+        return None
+    told = upload_state().get("storage")
+    kind = {"kind": access.get("kind"), "expires": access.get("expires") if access.get("kind") != "identity" else None}
+    return {**kind, **(told if isinstance(told, dict) else {})}
+
+
+def rest() -> list[Any]:
+    """What the uploader had dealt with when it ended: where this changed, there may be something to send again."""
+    state = read_json(ROOT / "state.json") or {}
+    return [state.get("session"), state.get("stage"), changed(ROOT / "storage.json")]
+
+
+def keep_uploader(*, always: bool = False) -> None:
+    """Start the uploader where it is due and none runs. always: even when it had nothing more to do."""
+    if not (ROOT / "storage.json").exists() or fenced() or held(ROOT / "upload.lock"):
+        return
+    if always or upload_state().get("rest") != rest():
+        detach([sys.executable, "-sSEB", str(ROOT / "uploader.py")])
+
+
+def ask_flush(*, ended: bool) -> int:
+    """Ask for everything to be sent now. ended: no container writes any more. The token; 0 without storage."""
+    if not (ROOT / "storage.json").exists() or fenced():
+        return 0
+    token = time.time_ns()
+    if not write_json(ROOT / "flush", {"token": token, "ended": ended}):
+        return 0
+    keep_uploader(always=True)
+    return token
+
+
+def await_flush(token: int, deadline: float) -> dict[str, Any]:
+    """upload.json once it answers, or what it says at the deadline (monotonic), or when storage refuses."""
+    while True:
+        told = upload_state()
+        if (whole(told.get("flushed")) or 0) >= token or (whole(told.get("given_up")) or 0) >= token:
+            return told
+        if time.monotonic() >= deadline:
+            return told
+        time.sleep(0.05)
+
+
+def tell_flush(token: int, told: dict[str, Any]) -> bool:
+    """The event `flushed` or `not_flushed`, and a line in the journal for what did not make it."""
+    state = told.get("storage")
+    state = state if isinstance(state, dict) else {}
+    here, there = step_of(progress(), "saved_step"), whole(state.get("newest"))
+    if (whole(told.get("saved")) or 0) >= token:
+        everything = (whole(told.get("flushed")) or 0) >= token
+        event("flushed", step=there, pending=0 if everything else whole(state.get("pending")))
+        return True
+    reason = str(state.get("refused") or "there was no time left")
+    event("not_flushed", step=here, stored=there, reason=reason)
+    steps = f"; saved at step {here}, storage has {'none' if there is None else f'step {there}'}" if here else ""
+    journal("was not sent to storage in time", f"{reason}{steps}")
+    say(f"not everything is in storage: {reason}{steps}")
+    return False
+
+
 @dataclass(frozen=True)
 class Container:
     """The trainer's container as Docker tells it. exit_code means something once it does not run."""
@@ -278,8 +453,10 @@ class EngineSilent(Exception):
     """The Docker engine does not answer; the message is what its client said."""
 
 
-def docker(*arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """Run the docker client; code 127 when there is none, 124 when it hung."""
+def docker(
+    *arguments: str, timeout: float = 60.0, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the docker client; code 127 when there is none, 124 when it hung. environment: what the client's has more."""
     command = ["docker", *arguments]
     try:
         return subprocess.run(
@@ -289,6 +466,7 @@ def docker(*arguments: str, timeout: float = 60.0) -> subprocess.CompletedProces
             text=True,
             errors="replace",
             timeout=timeout,
+            env={**os.environ, **(environment or {})},
         )
     except OSError as error:
         return subprocess.CompletedProcess(command, 127, "", f"docker cannot be run: {error}")

@@ -6,10 +6,10 @@ fail() {
   exit 1
 }
 
-# put_file NAME MODE SHA256 <base64: appears whole or not at all
+# put_file NAME MODE SHA256 <base64 of gzip: appears whole or not at all
 put_file() {
   local new="$here/.$1.new"
-  if ! base64 -d >"$new" || [ "$(sha256sum <"$new")" != "$3  -" ]; then
+  if ! base64 -d | gzip -dc >"$new" || [ "$(sha256sum <"$new")" != "$3  -" ]; then
     fail "cannot write $here/$1: is the disk full?"
   fi
   if ! chmod "$2" "$new" || ! mv -f "$new" "$here/$1"; then fail "cannot write $here/$1"; fi
@@ -52,15 +52,19 @@ put_protected() {
 start_training() {
   exec 8>&-
   rm -f "$here/failed"
+  local name told=()
+  for name in CLOUDTRAIN_IMDS CLOUDTRAIN_BLOBS CLOUDTRAIN_ARM; do
+    if [ -n "${!name:-}" ]; then told+=("--setenv=$name=${!name}"); fi
+  done
   if [ -z "${CLOUDTRAIN_ROOT:-}" ] && [ -d /run/systemd/system ] &&
     systemd-run --quiet --collect --property=KillMode=process \
-      ${CLOUDTRAIN_IMDS:+"--setenv=CLOUDTRAIN_IMDS=$CLOUDTRAIN_IMDS"} "$here/startup-script.sh" >/dev/null 2>&1; then
+      ${told[@]+"${told[@]}"} "$here/startup-script.sh" >/dev/null 2>&1; then
     return
   fi
   setsid nohup "$here/startup-script.sh" </dev/null >/dev/null 2>&1 &
 }
 
-for tool in crontab flock python3 base64 sha256sum; do
+for tool in crontab flock python3 base64 gzip sha256sum; do
   command -v "$tool" >/dev/null || fail "this VM image has no $tool"
 done
 mkdir -p "$here/models" "$here/data" "$here/on-evict.d" || fail "cannot make $here"

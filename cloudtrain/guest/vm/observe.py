@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,16 +172,8 @@ def container() -> dict[str, Any] | None:
     }
 
 
-def boot() -> str:
-    """Another word at each boot of this VM, where it has a process 1 of its own."""
-    try:
-        kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        kernel = ""
-    return f"{kernel} {guest.identity(1)}"
-
-
-def facts(wanted: Wanted) -> dict[str, Any]:
+def facts(wanted: Wanted, look: "Callable[[], dict[str, Any] | None]" = container) -> dict[str, Any]:
+    """look: at the container; it starts a docker client."""
     state = guest.read_json(guest.ROOT / "state.json") or {}
     settings = guest.read_json(guest.ROOT / "settings.json")
     return {
@@ -189,11 +182,11 @@ def facts(wanted: Wanted) -> dict[str, Any]:
         "generation": (settings or {}).get("generation"),
         "time": time.time(),
         "uptime": float(Path("/proc/uptime").read_text().split()[0]),
-        "boot": boot(),
+        "boot": guest.boot(),
         "progress": brief(guest.progress()),
         "before": brief(guest.read_json(guest.ROOT / "progress.before.json")),
         "of_this_start": guest.progress() is not None and guest.progress() != before(),
-        "container": container() if settings is not None else None,
+        "container": look() if settings is not None else None,
         "state": {key: value for key, value in state.items() if key not in ("writer", "judged")},
         "former_settings": state.get("stage") == "running" and state.get("spec") != spec(settings or {}),
         "supervised": guest.alive(state.get("writer")),
@@ -201,6 +194,8 @@ def facts(wanted: Wanted) -> dict[str, Any]:
         "stopping": guest.stopping(),
         "finished": guest.read_json(guest.ROOT / "finished"),
         "failed": guest.read_json(guest.ROOT / "failed"),
+        "fenced": guest.fenced(),
+        "storage": guest.storage_state(),
         "journal": last_lines(wanted.journal),
     }
 

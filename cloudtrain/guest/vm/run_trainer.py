@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import guest  # type: ignore[import-not-found]
+import restore  # type: ignore[import-not-found]
+import storage  # type: ignore[import-not-found]
 import trainer_output  # type: ignore[import-not-found]
 
 SAVED = 75  # the trainer saved when it was told to end: start me again
@@ -33,12 +35,19 @@ POWER_CUT = (137, 143, 255)  # how a container is found after the VM, or the eng
 down = threading.Event()  # this VM goes down
 
 
-def verdict(code: int, *, evicting: bool, going_down: bool, stopping: bool, found: bool, oom: bool) -> str:
+def verdict(
+    code: int, *, fenced: bool, evicting: bool, going_down: bool, stopping: bool, found: bool, oom: bool
+) -> str:
     """What the end of a container means. found: it had ended before anybody looked, as after a power cut."""
     if code == 0:
         return "finished"
     if code == SAVED or (code in KILLED and not oom):
-        for holds, name in ((stopping, "stopped"), (evicting, "evicted"), (going_down, "shut down")):
+        for holds, name in (
+            (fenced, "fenced"),
+            (stopping, "stopped"),
+            (evicting, "evicted"),
+            (going_down, "shut down"),
+        ):
             if holds:
                 return name
     if code == SAVED:
@@ -185,7 +194,19 @@ def run_command(wanted: dict[str, Any]) -> list[str]:
     options += ["--volume", f"{guest.MODELS}:{wanted['mount']}", "--volume", f"{guest.ROOT / 'data'}:/data"]
     for name, value in environment.items():
         options += ["--env", f"{name}={value}"]
+    for name in wanted.get("secrets") or ():
+        options += ["--env", name]  # docker takes the value from its own environment: no process list has it
     return ["run", "--detach", *options, wanted["image"], *wanted["arguments"]]
+
+
+def secrets_of(wanted: dict[str, Any]) -> dict[str, str]:
+    """Raises Failed for one whose value has not reached this VM."""
+    found = {}
+    for name, value in guest.secrets(wanted).items():
+        if value is None:
+            raise Failed(f"the secret variable {name} has no value on this VM")
+        found[name] = value
+    return found
 
 
 def snapshot() -> None:
@@ -201,13 +222,14 @@ def snapshot() -> None:
 def start(wanted: dict[str, Any], old: Any, session: "Session") -> str:
     """Start a new container in place of the old one. Why it failed, or nothing."""
     state = session.state
+    secrets = secrets_of(wanted)
     (guest.ROOT / "finished").unlink(missing_ok=True)
     if old is not None:
         guest.docker("rm", "--force", old.id)
     snapshot()
     begun = state.fields["starts"] + 1
     state.stage("start", wanted["image"], starts=begun)
-    ran = guest.docker(*run_command(wanted), timeout=600)
+    ran = guest.docker(*run_command(wanted), timeout=600, environment=secrets)
     if ran.returncode == 0:
         identifier = ran.stdout.strip()[-64:]
         session.attended[identifier] = time.monotonic()
@@ -220,10 +242,12 @@ def start(wanted: dict[str, Any], old: Any, session: "Session") -> str:
 
 
 class Tick:
-    """What is looked at while the trainer runs."""
+    """What is looked at while the trainer runs in that container."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, container: str) -> None:
         self.state = state
+        self.container = container
+        self.fenced_at: float | None = None
         self.stepped = False
         self.checked = time.monotonic()
 
@@ -237,16 +261,31 @@ class Tick:
                 "first_step", step=step, resumed_from_step=resumed, steps_lost=lost, last_seen=guest.last_seen()
             )
             self.state.stage("running", f"step {step}")
+        if guest.fenced():
+            self.end_container()
         if time.monotonic() - self.checked > guest.tuning("check_seconds"):
             self.checked = time.monotonic()
+            restore.adopt()
+            guest.keep_uploader()
             if not guest.held(guest.ROOT / "watch.lock"):
                 guest.say("the eviction watcher was gone")
                 guest.detach([sys.executable, "-sSEB", str(guest.ROOT / "eviction_watch.py")])
 
+    def end_container(self) -> None:
+        """Another VM trains: this one must not, whatever the trainer thinks of being asked."""
+        now = time.monotonic()
+        if self.fenced_at is None:
+            self.fenced_at = now
+            guest.say("a newer VM of this run has taken over: ending the container")
+            guest.docker("kill", "--signal", "TERM", self.container, timeout=20)
+        elif now - self.fenced_at > STOP_SECONDS:
+            self.fenced_at = now
+            guest.docker("rm", "--force", self.container)
+
 
 def attend(running: Any, state: State) -> None:
     """Stay with a running container to its end, copying what it prints."""
-    tick = Tick(state)
+    tick = Tick(state, running.id)
     copy = trainer_output.Copy(running.id)
     while True:
         wait_for_end(running.id, tick)
@@ -327,13 +366,14 @@ def conclude(name: str, state: State, **fields: Any) -> None:
 def judge(ended: Any, found: bool, state: State) -> str:
     """What the end meant, written where it is looked for."""
     evicted = guest.evicting() or (guest.read_json(guest.ROOT / "evicted.json") or {}).get("container") == ended.id
-    asked = evicted or guest.stopping()
+    asked = evicted or guest.stopping() or guest.fenced()
     if ended.exit_code in (SAVED, *KILLED) and not found and not asked:
         down.wait(guest.tuning("settle_seconds"))
     if guest.going_down():
         down.set()
     name = verdict(
         ended.exit_code,
+        fenced=guest.fenced(),
         evicting=evicted,
         going_down=down.is_set(),
         stopping=guest.stopping(),
@@ -355,6 +395,7 @@ class Session:
         self.state = State()
         self.attended: dict[str, float] = {}  # containers that it started or saw running, and since when
         self.pulled = ""
+        self.restored = False
         self.failures = 0
         self.step: int | None = None  # at the last end
 
@@ -376,7 +417,7 @@ class Session:
         detail = f"{reason}; attempt {self.failures} of {len(pauses)} in {seconds:g} s"
         self.state.stage("pause", detail, failures=self.failures)
         stamp = settings_stamp()
-        pause(seconds, until=lambda: guest.stopping() or settings_stamp() != stamp)
+        pause(seconds, until=lambda: guest.stopping() or guest.fenced() or settings_stamp() != stamp)
 
 
 def settings_stamp() -> int:
@@ -419,6 +460,33 @@ def deal_with_end(ended: Any, wanted: dict[str, Any], session: Session) -> bool:
     return False
 
 
+def give_way(state: State) -> None:
+    if state.fields["stage"] != "fenced":
+        guest.say("a newer VM of this run has taken over: nothing more is done here")
+        guest.journal("has ended here", "a newer VM of this run has taken over")
+    state.stage("fenced", sync=True)
+
+
+def restore_once(state: State) -> bool:
+    """What storage has and the disk has not, before the first start. Raises Failed."""
+
+    def given_up() -> bool:
+        return down.is_set() or guest.stopping() or guest.evicting()
+
+    state.stage("restore")
+    try:
+        return bool(restore.restore(lambda reason: state.stage("restore", reason), given_up))
+    except storage.Fenced as fenced:
+        guest.write_json(guest.ROOT / "fenced", {"generation": fenced.generation, "time": time.time()}, sync=True)
+        guest.event("fenced", generation=fenced.generation)
+        return True
+    except restore.Impossible as reason:
+        raise Failed(
+            f"the run's storage cannot be read: {reason}. It may have checkpoints, and none is on this VM's disk: "
+            "training does not begin anew"
+        ) from None
+
+
 def turn(wanted: dict[str, Any], session: Session) -> bool:
     """Look at the container and do the one thing that is due. Whether there is nothing left to do. Raises
     Failed."""
@@ -429,6 +497,9 @@ def turn(wanted: dict[str, Any], session: Session) -> bool:
     ended = container is not None and container.status not in ("created", "removing")
     if ended and container.id != session.state.fields["judged"]:
         return deal_with_end(container, wanted, session)
+    if guest.fenced():
+        give_way(session.state)
+        return True
     if guest.stopping():
         session.state.stage("stopped")
         return True
@@ -439,6 +510,9 @@ def turn(wanted: dict[str, Any], session: Session) -> bool:
     if already_finished(wanted):
         session.state.stage("finished")
         return True
+    if not session.restored:
+        session.restored = restore_once(session.state)
+        return False  # a notice may have come meanwhile
     if session.pulled != wanted["image"]:
         pull(wanted["image"], session.state)
         session.pulled = wanted["image"]
@@ -472,11 +546,15 @@ def main() -> int:
         supervise(session)
     except Failed as failure:
         conclude("failed", state, reason=str(failure))  # first: on a full disk it makes room for the others
+        guest.keep_uploader()
         guest.say(f"failed: {failure}")
         guest.event("failed", reason=str(failure))
         guest.journal("has failed", str(failure))
         return 1
     guest.say(f"session {state.fields['session']} ends: {state.fields['stage']}")
+    guest.keep_uploader()
+    if state.fields["stage"] == "finished" and not (guest.ROOT / "storage.json").exists():
+        guest.detach([sys.executable, "-sSEB", str(guest.ROOT / "release.py")])
     return 0
 
 

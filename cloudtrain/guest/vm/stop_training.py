@@ -1,7 +1,8 @@
 """Ask the trainer to save and end, and wait for it. argv[1]: base64 of JSON {"wait_seconds": ...}.
 
-Leaves the file `stopping`, so that it is not started again before the startup script is called the next time.
-Ends with 0 when no container runs any more, 1 when one still does or the engine does not answer.
+Where the VM has storage, then waits for a while until everything is there. Leaves the file `stopping`, so that the
+trainer is not started again before the startup script is called the next time. Ends with 0 when no container runs any
+more, 1 when one still does or the engine does not answer.
 """
 
 import base64
@@ -13,11 +14,20 @@ from typing import Any
 import guest  # type: ignore[import-not-found]
 
 
-def tell(was: str, code: int | None) -> None:
+def tell(was: str, code: int | None, delivered: str | None = None) -> None:
     seen = guest.progress()
-    words: dict[str, Any] = {"was": was, "exit_code": code}
+    words: dict[str, Any] = {"was": was, "exit_code": code, "delivered": delivered}
     words["step"], words["saved_step"] = guest.step_of(seen), guest.step_of(seen, "saved_step")
     print(" ".join(["cloudtrain-stopped", *(f"{k}={v}" for k, v in words.items() if v is not None)]), flush=True)
+
+
+def delivered() -> str | None:
+    """Whether everything is in storage: yes or no, None without storage."""
+    token = guest.ask_flush(ended=True)
+    if not token:
+        return None
+    told = guest.await_flush(token, time.monotonic() + guest.tuning("flush_seconds"))
+    return "yes" if guest.tell_flush(token, told) else "no"
 
 
 def stop(seconds: float) -> int:
@@ -41,7 +51,7 @@ def stop(seconds: float) -> int:
             time.sleep(0.5)
             continue
         if found is None or not found.runs:
-            tell(was, found.exit_code if found is not None else None)
+            tell(was, found.exit_code if found is not None else None, delivered())
             return 0
         was = "running"
         if found.id != asked:
