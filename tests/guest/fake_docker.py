@@ -105,7 +105,10 @@ def start(folder: Path, told: Any) -> None:
     mounts = dict(reversed(each.split(":")[:2]) for each in told.volume)
     environment = {"PATH": os.environ["PATH"], "VM_DISK": os.environ["VM_DISK"]}
     for each in told.env:
-        name, value = each.split("=", 1)
+        name, given, value = each.partition("=")
+        if not given and name not in os.environ:
+            continue
+        value = value if given else os.environ[name]
         environment[name] = mounts.get(value, value)  # there is no mount namespace here
     subprocess.Popen(
         [

@@ -15,6 +15,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import psutil
 import pytest
@@ -74,6 +75,16 @@ class Imds:
     acknowledged: list[str] = field(default_factory=list)
     on_acknowledge: Callable[[str], None] = lambda _: None
     port: int = 0
+    tokens: dict[str, str] = field(default_factory=dict)  # of the VM's identity, by resource
+    tokens_asked: int = 0
+
+    def token(self, path: str, metadata: str | None) -> tuple[int, bytes]:
+        self.tokens_asked += 1
+        resource = parse_qs(urlsplit(path).query).get("resource", [""])[0]
+        if metadata != "true" or resource not in self.tokens:
+            return 400, b'{"error": "invalid_request", "error_description": "Identity not found"}'
+        times = {"expires_in": "86399", "expires_on": str(int(time.time()) + 86399)}
+        return 200, json.dumps({"access_token": self.tokens[resource], "resource": resource, **times}).encode()
 
     def preempt(self, vm: str = "run-g1", seconds: float = 30.0, event_id: str = "E-1") -> None:
         date = formatdate(time.time() + seconds, usegmt=True)
@@ -103,7 +114,10 @@ def serve(imds: Imds) -> ThreadingHTTPServer:
             self.wfile.write(body)
 
         def do_GET(self) -> None:
-            imds.polls += 1
+            imds.polls += "/scheduledevents" in self.path
+            if "/identity/" in self.path:
+                self.reply(*imds.token(self.path, self.headers.get("Metadata")))
+                return
             if imds.polls == 1 and imds.first_call:  # it switches the service on: up to two minutes on Azure
                 imds.first_call.wait()
             if self.headers.get("Metadata") != "true":
@@ -140,6 +154,7 @@ class Vm:
     imds: Imds
     environment: dict[str, str]
     settings: GuestSettings
+    protected: dict[str, str] = field(default_factory=dict)  # parameters that only the installation gets
 
     @property
     def home(self) -> Path:
@@ -149,12 +164,12 @@ class Vm:
     def engine(self) -> Path:
         return self.disk / "engine"
 
-    def bash(self, script: str) -> subprocess.CompletedProcess[str]:
+    def bash(self, script: str, **parameters: str) -> subprocess.CompletedProcess[str]:
         path = self.disk / "script.sh"
         path.write_text(script)
         ran = subprocess.run(
             ["/bin/bash", str(path)],
-            env=self.environment,
+            env=self.environment | parameters,
             capture_output=True,
             text=True,
             timeout=60,
@@ -170,7 +185,7 @@ class Vm:
 
     def start_again(self, container_seconds: float = 30.0) -> StartOutcome:
         script = install_script(self.settings, "n-1", timeout=30, container_seconds=container_seconds)
-        return parse_start(self.bash(script).stdout, "n-1")
+        return parse_start(self.bash(script, **self.protected).stdout, "n-1")
 
     def wait_for_training(self, after: int | None) -> StartOutcome:
         return parse_start(self.bash(await_script("n-2", after=after, timeout=30)).stdout, "n-2")
@@ -286,7 +301,7 @@ def vm(tmp_path: Path) -> Iterator[Vm]:
     if imds.first_call:
         imds.first_call.set()
     made.cut_power()
-    for name in ("startup.log", "eviction.log", "events.jsonl", "state.json"):
+    for name in ("startup.log", "eviction.log", "upload.log", "upload.json", "events.jsonl", "state.json"):
         with contextlib.suppress(OSError):
             print(f"--- {name}\n" + (made.home / name).read_text(errors="replace")[-3000:])
     server.shutdown()

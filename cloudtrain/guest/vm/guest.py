@@ -47,6 +47,7 @@ TUNING: dict[str, Any] = {
     "refused_pauses": [5.0, 15.0, 60.0, 120.0, 300.0],  # while storage refuses
     "fence_seconds": 15.0,  # how often the uploader looks whether a newer VM has taken over
     "flush_seconds": 20.0,  # how long a stop waits until everything is in storage
+    "idle_seconds": 2.0,  # that everything has to be over and sent before the uploader ends
     "restore_seconds": 600.0,  # a new VM waits so long for storage: a role takes up to ten minutes to spread
     "restore_short_seconds": 10.0,  # and where the disk has a checkpoint to go on with
     "restore_pauses": [1.0, 2.0, 5.0, 10.0, 15.0],

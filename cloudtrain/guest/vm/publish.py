@@ -43,7 +43,7 @@ class Teller:
 
     def run(self) -> None:
         while not self.shared.fenced:
-            if self.is_due() and self.shared.gate.opens():
+            if self.is_due() and self.shared.gate.opens("teller"):
                 self.attempt()
             time.sleep(TICK_SECONDS)
 
@@ -73,7 +73,7 @@ class Teller:
                 self.send_log(name, path)
             self.client.put(storage.GUEST, json.dumps(self.facts(), allow_nan=False).encode())
         except storage.StorageError as error:
-            self.shared.gate.failed(error)
+            self.shared.gate.failed("teller", error)
             return
         except storage.Fenced as fenced:
             self.shared.fenced = fenced.generation
@@ -81,7 +81,7 @@ class Teller:
         except (OSError, ValueError) as error:  # a log that was just rotated, a NaN that some image wrote
             guest.say(f"not told: {error}")
         else:
-            self.shared.gate.passed()
+            self.shared.gate.passed("teller")
         self.shared.published, self.told, self.told_at = flush, signs, time.monotonic()
 
     def facts(self) -> dict[str, Any]:

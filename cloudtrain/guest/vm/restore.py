@@ -78,7 +78,11 @@ def go_on_without(access: Any, reason: str) -> None:
 
 
 def mark(access: Any, *, seen: bool) -> None:
-    guest.write_json(MARK, {"place": access.place, "boot": guest.boot(), "seen": seen, "time": time.time()}, sync=True)
+    """Of this boot, and of this run of run_trainer: after both, the disk is compared again."""
+    session = (guest.read_json(guest.ROOT / "state.json") or {}).get("session")
+    content = {"place": access.place, "boot": guest.boot(), "session": session, "seen": seen}
+    if guest.read_json(MARK) != content:
+        guest.write_json(MARK, content, sync=True)
 
 
 def local() -> Any:
@@ -93,10 +97,12 @@ def local() -> Any:
 
 
 def adopt() -> None:
-    """Storage came while the trainer runs: from now on it is to have what the disk has."""
+    """The trainer runs already: storage is to have what the disk has, unless it has a newer checkpoint."""
     access = storage.read_access()
-    if access is not None and (guest.read_json(MARK) or {}).get("place") != access.place:
-        mark(access, seen=False)
+    if access is not None:
+        before = guest.read_json(MARK) or {}
+        same = (before.get("place"), before.get("boot")) == (access.place, guest.boot())
+        mark(access, seen=same and before.get("seen") is True)
 
 
 def take_over(access: Any) -> None:

@@ -437,6 +437,7 @@ def take_care_of(running: Any, wanted: dict[str, Any], session: Session) -> None
         guest.say("the container runs with its former settings; the new ones apply at its next start")
     session.attended.setdefault(running.id, time.monotonic())
     session.state.stage("running", container=running.id, spec=running.spec)
+    restore.adopt()
     if guest.evicting():  # the notice came while the container was being started
         guest.docker("kill", "--signal", "TERM", running.id)
     attend(running, session.state)
@@ -539,6 +540,8 @@ def main() -> int:
     state = session.state
     (guest.ROOT / "failed").unlink(missing_ok=True)
     guest.keep_reserve()
+    # Not before the new session is written down: it has to wait for the comparing of disk and storage.
+    guest.keep_uploader(always=True)
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     guest.event("session", session=state.fields["session"], uptime=uptime)
     guest.say(f"session {state.fields['session']} begins")

@@ -19,11 +19,6 @@ rm -f "$here/stopping"
 # Returns when the watcher runs, this one or one that was there before.
 python3 -sSEB "$here/eviction_watch.py" || say "the eviction watcher did not start"
 
-# Likewise what sends to storage; without it training goes on all the same.
-if [ -e "$here/storage.json" ]; then
-  python3 -sSEB "$here/uploader.py" || say "the uploader did not start"
-fi
-
 # The three seconds are for one that is just ending.
 exec 9>>"$here/startup.lock"
 if ! flock -w 3 9; then

@@ -27,8 +27,16 @@ LOCK = guest.ROOT / "upload.lock"
 STATE = guest.ROOT / "upload.json"
 SUMS = guest.ROOT / "sums.json"  # checksums of files by path, so that a restart need not read them all again
 TICK_SECONDS = 0.2
-IDLE_SECONDS = 2.0  # that everything has to be over before this program ends
 LONGEST_UNREST = 60.0  # a file that never rests is sent as it is
+
+
+@dataclass
+class Failing:
+    """One thread's attempts that failed in a row. until: monotonic, of the pause before the next."""
+
+    count: int
+    until: float
+    error: Any
 
 
 @dataclass
@@ -38,41 +46,46 @@ class Gate:
     Shared by the two threads, so that a refusal is one event and no storm."""
 
     mutex: threading.RLock = field(default_factory=threading.RLock)
-    failures: int = 0
-    until: float = 0.0  # monotonic
+    failing: dict[str, Failing] = field(default_factory=dict)
     refused: str = ""
-    away: str = ""
+    away: bool = False
     at: float | None = None
 
-    def opens(self) -> bool:
+    def opens(self, caller: str) -> bool:
+        """A refusal concerns both threads; where storage is just busy, each tries for itself."""
         with self.mutex:
-            return time.monotonic() >= self.until
+            concerned = [each for name, each in self.failing.items() if name == caller or each.error.refused]
+            return all(time.monotonic() >= each.until for each in concerned)
 
-    def passed(self) -> None:
+    def passed(self, caller: str) -> None:
         with self.mutex:
-            if self.refused or self.away:
+            self.failing.pop(caller, None)
+            self.at = time.time()
+            if not self.failing and (self.refused or self.away):
+                self.refused, self.away = "", False
                 guest.event("upload_resumed")
                 guest.say("storage takes things again")
-            self.failures, self.until, self.refused, self.away = 0, 0.0, "", ""
-            self.at = time.time()
 
-    def failed(self, error: storage.StorageError) -> None:
+    def failed(self, caller: str, error: storage.StorageError) -> None:
         with self.mutex:
+            count = self.failing[caller].count if caller in self.failing else 0
             pauses = guest.tuning("refused_pauses" if error.refused else "upload_pauses")
-            self.until = time.monotonic() + pauses[min(self.failures, len(pauses) - 1)]
-            self.failures += 1
+            until = time.monotonic() + pauses[min(count, len(pauses) - 1)]
+            self.failing[caller] = Failing(count + 1, until, error)
             if error.refused and error.code != self.refused:
+                self.refused = error.code
                 guest.event("upload_refused", code=error.code, status=error.status)
                 guest.say(f"storage refuses: {error}")
             elif not error.refused and not self.away:
+                self.away = True
                 guest.event("storage_away", reason=str(error))
                 guest.say(f"storage does not answer: {error}")
-            self.refused, self.away = (error.code, "") if error.refused else (self.refused, str(error))
 
     def try_now(self) -> None:
         """Something changed: the next attempt need not wait."""
         with self.mutex:
-            self.until, self.failures = 0.0, 0
+            for each in self.failing.values():
+                each.count, each.until = 0, 0.0
 
 
 @dataclass
@@ -243,7 +256,9 @@ class Sender:
     def may_send(self) -> bool:
         """Once a new VM has taken over what is in storage: before, it has nothing to say."""
         mark = guest.read_json(guest.ROOT / "restored.json") or {}
-        return bool(mark.get("place") == self.shared.access.place and mark.get("boot") == guest.boot())
+        session = (guest.read_json(guest.ROOT / "state.json") or {}).get("session")
+        now = (self.shared.access.place, guest.boot(), session)
+        return (mark.get("place"), mark.get("boot"), mark.get("session")) == now
 
     def know(self) -> None:
         """What storage has, learned once; and now and then, whether this VM may still send."""
@@ -383,7 +398,7 @@ class Sender:
         if self.remote.get(blob) != (opened.file.size, md5):
             self.client.put_file(blob, opened.handle, opened.file.size, md5)
             self.remote[blob] = opened.file.size, md5
-            self.shared.gate.passed()
+            self.shared.gate.passed("sender")
 
     def move_pointer(self, newest: dict[str, Any] | None, seen: Any) -> None:
         assert self.remote is not None
@@ -416,7 +431,7 @@ class Sender:
             etag = self.client.put(storage.POINTER, json.dumps(content).encode(), if_match=self.etag)
         self.pointer, self.etag = content, etag
         self.note_newest()
-        self.shared.gate.passed()
+        self.shared.gate.passed("sender")
         self.save_sums()
         self.shared.tell()
 
@@ -578,7 +593,11 @@ def send_on(shared: Shared) -> None:
             idle_since = time.monotonic()
             continue
         answer_flush(shared)
-        if is_over(shared) and time.monotonic() - idle_since >= IDLE_SECONDS and deliver(shared, sender, teller):
+        if (
+            is_over(shared)
+            and time.monotonic() - idle_since >= guest.tuning("idle_seconds")
+            and deliver(shared, sender, teller)
+        ):
             return
         if time.monotonic() - checked > guest.tuning("check_seconds"):
             checked = time.monotonic()
@@ -588,15 +607,17 @@ def send_on(shared: Shared) -> None:
 
 def attempt(sender: Sender, shared: Shared) -> bool:
     """Whether something was sent, so that there may be more."""
-    if not shared.gate.opens():
+    if not shared.gate.opens("sender"):
         return False
     shared.clean = False
     try:
         busy = sender.round()
         shared.clean = not busy
+        if "sender" in shared.gate.failing:
+            shared.gate.passed("sender")
         return busy
     except storage.StorageError as error:
-        shared.gate.failed(error)
+        shared.gate.failed("sender", error)
         sender.remote = None if error.status == 404 else sender.remote
         if error.refused:
             shared.given_up = max(shared.given_up, shared.flush)

@@ -1,0 +1,215 @@
+"""What the uploader leaves in storage: checkpoints whole, the pointer last, nothing twice, and no storm."""
+
+import json
+from dataclasses import replace
+
+from azure.core.exceptions import AzureError
+
+from cloudtrain.guest import parse_stored_observation, save_and_stop_script
+from cloudtrain.guest.durable import GUEST
+from cloudtrain.guest.outcome import parse_stop
+
+from .blob_store import BRISK, Store, protect
+from .guest_vm import Vm, eventually, signal_all
+
+
+def test_a_checkpoint_counts_once_all_of_it_is_there(vm: Vm, store: Store) -> None:
+    tuning = {**BRISK, "single_put_bytes": 1000, "block_bytes": 700}
+    wrong: list[str] = []
+
+    def look(method: str, path: str) -> int:
+        """Before every single change."""
+        try:
+            if method in ("PUT", "DELETE"):
+                store.check()
+        except (AssertionError, AzureError) as error:
+            wrong.append(f"before {method} {path}: {error!r}")
+        return 0
+
+    store.server.before = look
+    vm.install("--every", "10", "--folder", "--size", "5000", "--pace", "0.01", tuning=tuning)
+    seen = eventually(lambda: (p := store.pointer()) and len(p.previous) == 1 and p, "two checkpoints")
+    assert not wrong
+    assert seen.newest and seen.newest.step > seen.previous[0].step and seen.generation == 1
+    assert [file.path.rpartition("/")[2] for file in seen.newest.files] == ["a", "b"]
+    eventually(lambda: (p := store.pointer()) and "log.txt" in [file.path for file in p.files], "the journal is named")
+
+
+def test_old_checkpoints_leave_storage(vm: Vm, store: Store) -> None:
+    vm.install("--every", "5", "--pace", "0.01")
+    eventually(lambda: store.step() >= 40, "some checkpoints")
+    vm.bash(save_and_stop_script("n-5"))
+    eventually(lambda: not vm.processes("uploader.py"), "the uploader ends once all is said")
+    pointer = store.pointer()
+    assert pointer and pointer.newest
+    named = {file.blob for each in (pointer.newest, *pointer.previous) for file in each.files}
+    assert set(store.blobs("models/checkpoints/")) == named and len(named) == 2
+
+
+def test_what_people_look_at_is_in_storage_too(vm: Vm, store: Store) -> None:
+    vm.install("--every", "10", "--print", "--steps", "60", "--pace", "0.01")
+    (vm.home / "models" / "deep" / ".hidden").mkdir(parents=True)
+    (vm.home / "models" / "deep" / "ex port+ü.bin").write_bytes(b"whole")
+    (vm.home / "models" / "deep" / ".hidden" / "no").write_bytes(b"nobody's")
+    (vm.home / "models" / "link").symlink_to("/etc/hostname")
+    eventually(lambda: vm.events("delivered"), "everything is in storage")
+    eventually(lambda: not vm.processes("uploader.py"), "the uploader ends")
+    assert store.read("models/deep/ex port+ü.bin") == b"whole"
+    assert store.read("models/log.txt").decode() == vm.journal()
+    assert json.loads(store.read("models/progress.json"))["step"] == 60
+    assert not [name for name in store.blobs() if "hidden" in name or "link" in name]
+    assert store.log("container") == (vm.home / "container.log").read_bytes()
+    assert store.log("events") == (vm.home / "events.jsonl").read_bytes()
+    seen = parse_stored_observation(store.read(GUEST))
+    assert seen.finished and seen.stage == "finished" and seen.storage and seen.storage.newest == 60
+    assert (seen.storage.kind, seen.storage.pending, seen.storage.refused) == ("signature", 0, "")
+    assert seen.progress and seen.progress.step == 60 and seen.container and seen.container.exit_code == 0
+    assert [each.event for each in seen.events][-1] == "delivered"
+    told = vm.observe()
+    assert told.storage and told.storage.newest == 60 and told.storage.name == "0000000060.ckpt"
+
+
+def test_killed_uploaders_lose_nothing_and_send_nothing_twice(vm: Vm, store: Store) -> None:
+    vm.install("--every", "10", "--size", "200000", "--print", "--pace", "0.01")
+    for step in (20, 60, 100, 140, 180):
+        eventually(lambda step=step: store.step() >= step, f"step {step}")
+        signal_all(vm.processes("uploader.py"))
+        store.check()
+    vm.bash(save_and_stop_script("n-5"))
+    store.check()
+    assert store.step() == vm.step()
+    eventually(lambda: not vm.processes("uploader.py"), "the uploader ends")
+    assert store.log("container") == (vm.home / "container.log").read_bytes()
+    store.server.requests.clear()
+    saved = f"{store.step():010d}.ckpt"
+    signal_all(vm.processes("eviction_watch"))
+    vm.boot()
+    eventually(lambda: vm.stage() == "running", "it trains again")
+    vm.bash(save_and_stop_script("n-5"))
+    sent = [each.path.rpartition("/")[2] for each in store.server.requests if each.method == "PUT"]
+    assert f"{store.step():010d}.ckpt" in sent and saved not in sent
+
+
+def test_storage_away_holds_up_nothing_and_the_newest_goes_first(vm: Vm, store: Store) -> None:
+    vm.install("--every", "10", "--pace", "0.01")
+    eventually(lambda: store.step() >= 10, "a checkpoint in storage")
+    store.server.stop()
+    before = vm.step()
+    eventually(lambda: vm.step() > before + 60 and vm.events("storage_away"), "training goes on")
+    store.server.requests.clear()
+    store.server.start()
+    eventually(lambda: vm.events("upload_resumed") and store.step() > before + 30, "it is sent")
+    checkpoints = [each.path for each in store.server.requests if each.method == "PUT" and "/checkpoints/" in each.path]
+    assert checkpoints[0].rpartition("/")[2] >= f"{before + 50:010d}"
+    assert len(vm.events("storage_away")) == 1 and len(vm.runs()) == 1
+    store.check()
+
+
+def test_a_revoked_signature_is_one_event_and_few_requests_and_a_new_one_heals(vm: Vm, store: Store) -> None:
+    vm.install("--every", "10", "--pace", "0.01")
+    eventually(lambda: store.step() >= 10, "a checkpoint in storage")
+    store.server.requests.clear()
+    bad = store.access(signature=store.signature(hours=-1))
+    (vm.home / "storage.json").write_text(json.dumps(bad))
+    eventually(lambda: vm.events("upload_refused"), "it is told")
+    reached = vm.step()
+    eventually(lambda: vm.step() > reached + 100, "training goes on")
+    refused = [each for each in store.server.requests if each.status == 403]
+    assert 1 <= len(refused) <= 8, refused
+    (event,) = vm.events("upload_refused")
+    assert event["code"] == "AuthenticationFailed" and event["status"] == 403
+    told = vm.observe().storage
+    assert told and told.refused == "AuthenticationFailed"
+    (vm.home / "storage.json").write_text(json.dumps(store.access()))
+    eventually(lambda: store.step() > reached, "it heals at once")
+    eventually(lambda: (s := vm.observe().storage) and not s.refused, "and says so")
+    everything = b"".join(
+        path.read_bytes() for path in vm.home.rglob("*") if path.is_file() and path.name != "storage.json"
+    )
+    assert b"sig=" not in everything
+
+
+def test_another_runs_signature_opens_nothing(vm: Vm, store: Store) -> None:
+    store.container.get_blob_client("cloudtrain/newest.json").upload_blob(b"secret", overwrite=True)
+    foreign = store.signature(name="other")
+    protect(vm, store.access(signature=foreign))
+    vm.settings = replace(vm.settings, tuning={**BRISK, "restore_seconds": 0.5})
+    outcome = vm.install("--every", "10")
+    assert outcome.rc == 5 and "AuthenticationFailed" in " ".join(outcome.text) and not vm.runs()
+    assert store.blobs() == {"cloudtrain/newest.json": 6}
+    assert {each.status for each in store.server.requests} == {403}
+
+
+def test_the_vms_identity_is_tried_first_and_a_signature_bridges_the_time_until_its_role_has_spread(
+    vm: Vm, store: Store
+) -> None:
+    vm.imds.tokens["https://storage.azure.com"] = "not.known.yet"
+    protect(vm, store.access(kind="identity"))
+    vm.install("--every", "10", "--pace", "0.01")
+    eventually(lambda: store.step() >= 10, "the signature opens it")
+    vm.imds.tokens["https://storage.azure.com"] = store.server.cloud.azure.storage_token
+    (vm.home / "storage.json").write_text(json.dumps(store.access(kind="identity", signature="")))
+    reached = vm.step()
+    eventually(lambda: store.step() > reached, "the identity opens it")
+    asked = vm.imds.tokens_asked
+    eventually(lambda: store.step() > reached + 50, "and goes on")
+    assert vm.imds.tokens_asked - asked <= 2  # kept until shortly before its end
+
+
+def test_a_set_of_files_straight_in_the_mount_is_sent_whole_or_not_at_all(vm: Vm, store: Store) -> None:
+    tuning = {**BRISK, "single_put_bytes": 1000, "block_bytes": 700}
+    vm.install("--straight", "100", "--size", "5000", "--pace", "0.01", tuning=tuning, writes_progress=None)
+    for _ in range(2):
+        newest = eventually(lambda: (s := store.newest()) and len(s.files) > 1 and s, "a set")
+        content = {file.path: store.read(file.blob) for file in newest.files}
+        step = int(content["shape.json"])
+        assert content["weights.bin"] == (f"{step:010d} ".encode() * 500)[:5000] and newest.name == ""
+        eventually(lambda step=step: int(store.read(set_file(store, "shape.json"))) > step, "the next set")
+    vm.bash(save_and_stop_script("n-5"))
+    eventually(lambda: not vm.processes("uploader.py"), "the uploader ends")
+    assert store.read("models/weights.bin") == (vm.home / "models" / "weights.bin").read_bytes()
+    store.check()
+
+
+def set_file(store: Store, path: str) -> str:
+    newest = store.newest()
+    assert newest
+    return next(file.blob for file in newest.files if file.path == path)
+
+
+def test_a_notice_of_two_seconds_is_enough_for_what_can_be_sent(vm: Vm, store: Store) -> None:
+    vm.install("--every", "1000000", "--pace", "0.01")
+    in_storage: list[int] = []
+    vm.imds.on_acknowledge = lambda _: in_storage.append(store.step())
+    vm.imds.preempt(seconds=2)
+    eventually(lambda: vm.imds.acknowledged, "the acknowledgement")
+    saved = vm.events("gone")[0]["saved_step"]
+    assert in_storage == [saved] and vm.events("flushed")[0]["step"] == saved and saved > 0
+    assert not vm.events("not_flushed")
+
+
+def test_what_did_not_make_it_within_the_notice_is_told(vm: Vm, store: Store) -> None:
+    vm.install("--every", "1000000", "--pace", "0.01")
+    store.server.stop()
+    vm.imds.preempt(seconds=2)
+    eventually(lambda: vm.imds.acknowledged, "the acknowledgement")
+    store.server.start()
+    (event,) = vm.events("not_flushed")
+    assert event["step"] == vm.events("gone")[0]["saved_step"] and event["stored"] is None
+    assert "was not sent to storage in time" in vm.journal()
+
+
+def test_a_stop_waits_until_everything_is_in_storage(vm: Vm, store: Store) -> None:
+    vm.install("--every", "1000000", "--pace", "0.01")
+    outcome = parse_stop(vm.bash(save_and_stop_script("n-5")).stdout, "n-5")
+    assert (outcome.rc, outcome.delivered, outcome.exit_code) == (0, "yes", 75)
+    assert store.step() == outcome.saved_step and store.read("models/log.txt").decode() == vm.journal()
+    protect(vm, None)
+
+
+def test_without_storage_nothing_is_sent_and_nothing_waits(vm: Vm, store: Store) -> None:
+    protect(vm, None)
+    vm.install("--every", "10")
+    outcome = parse_stop(vm.bash(save_and_stop_script("n-5")).stdout, "n-5")
+    assert outcome.delivered == "" and vm.observe().storage is None
+    assert not vm.processes("uploader.py") and not store.server.requests
