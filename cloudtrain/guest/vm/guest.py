@@ -399,7 +399,8 @@ def ask_flush(*, ended: bool) -> int:
     """Ask for everything to be sent now. ended: no container writes any more. The token; 0 without storage."""
     if not (ROOT / "storage.json").exists() or fenced():
         return 0
-    token = time.time_ns()
+    before = whole((read_json(ROOT / "flush") or {}).get("token")) or 0
+    token = max(time.time_ns(), before + 1)  # clocks jump
     if not write_json(ROOT / "flush", {"token": token, "ended": ended}):
         return 0
     keep_uploader(always=True)

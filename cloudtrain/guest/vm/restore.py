@@ -14,8 +14,8 @@ from typing import Any
 
 import guest  # type: ignore[import-not-found]
 import mount  # type: ignore[import-not-found]
+import pointers  # type: ignore[import-not-found]
 import storage  # type: ignore[import-not-found]
-import uploader  # type: ignore[import-not-found]
 
 MARK = guest.ROOT / "restored.json"  # for the uploader: from now on the disk says what storage is to have
 BEGUN = guest.ROOT / "restoring"  # what is on the disk is not all of it
@@ -111,7 +111,10 @@ def take_over(access: Any) -> None:
     generation = int(guest.settings()["generation"])
     try:
         storage.claim(client, generation)
-        pointer = uploader.pointer_in(client.read(storage.POINTER))
+        try:
+            pointer = pointers.pointer_in(client.read(storage.POINTER))
+        except ValueError:  # somebody wrote it: nobody knows what there is
+            raise storage.StorageError(0, "the pointer to the newest checkpoint is damaged") from None
         other = guest.whole(pointer.get("generation")) or 0
         if other > generation:
             raise storage.Fenced(other)

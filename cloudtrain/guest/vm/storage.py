@@ -348,9 +348,11 @@ class Client:
             headers.update({"If-Match": if_match} if if_match else {"If-None-Match": "*"})
         return self.call("PUT", blob, headers=headers, body=content).etag
 
-    def put_file(self, blob: str, handle: int, size: int, md5: str) -> None:
-        """A file, whole. md5: of what is to be sent, base64: anything else is refused. Raises Damaged."""
+    def put_file(self, blob: str, handle: int, size: int, md5: str, *, new: bool) -> None:
+        """A file, whole. md5: of what is to be sent, base64: anything else is refused. new: only where there is no such
+        blob yet, else StorageError 409. Raises Damaged."""
         kind = {"x-ms-blob-content-type": "application/octet-stream", "x-ms-blob-content-md5": md5}
+        kind.update({"If-None-Match": "*"} if new else {})
         if size <= guest.tuning("single_put_bytes"):
             headers = {**kind, "x-ms-blob-type": "BlockBlob", "Content-MD5": md5}
             try:
@@ -417,7 +419,10 @@ class Client:
         marker = ""
         while True:
             query = {"restype": "container", "comp": "list", "prefix": prefix, **({"marker": marker} if marker else {})}
-            root = xml.etree.ElementTree.fromstring(self.call("GET", "", query).body)
+            try:
+                root = xml.etree.ElementTree.fromstring(self.call("GET", "", query).body)
+            except xml.etree.ElementTree.ParseError:
+                raise StorageError(0, "an answer that is no list") from None
             for each in root.iter("Blob"):
                 name = each.find("Name")
                 text = (name.text if name is not None else "") or ""

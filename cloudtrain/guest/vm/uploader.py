@@ -6,28 +6,23 @@ progress, then the rest. Storage may be away or refuse: training knows nothing o
 What storage itself lists is what counts as sent, so it does not matter who was killed when.
 """
 
-import base64
 import contextlib
-import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import guest  # type: ignore[import-not-found]
-import mount  # type: ignore[import-not-found]
 import publish  # type: ignore[import-not-found]
 import release  # type: ignore[import-not-found]
+import sending  # type: ignore[import-not-found]
 import storage  # type: ignore[import-not-found]
 
 LOCK = guest.ROOT / "upload.lock"
 STATE = guest.ROOT / "upload.json"
-SUMS = guest.ROOT / "sums.json"  # checksums of files by path, so that a restart need not read them all again
 TICK_SECONDS = 0.2
-LONGEST_UNREST = 60.0  # a file that never rests is sent as it is
 
 
 @dataclass
@@ -98,7 +93,7 @@ class Shared:
     gate: Gate = field(default_factory=Gate)
     access: Any = None
     flush: int = 0
-    ended: bool = False
+    ended_start: int | None = None  # which start of a container had ended when the flush was asked for
     saved: int = 0
     flushed: int = 0
     given_up: int = 0
@@ -108,6 +103,7 @@ class Shared:
     pending: int = 0
     pending_bytes: int = 0
     flush_at: float = 0.0  # monotonic
+    compared: int = 0
     clean: bool = False  # the last look found nothing that is due
     fenced: int = 0
     pace: float = 0.0
@@ -122,8 +118,16 @@ class Shared:
         asked = guest.read_json(guest.ROOT / "flush") or {}
         token = guest.whole(asked.get("token")) or 0
         if token > self.flush:
-            self.flush, self.ended, self.flush_at = token, asked.get("ended") is True, time.monotonic()
+            self.flush, self.flush_at = token, time.monotonic()
+            self.ended_start = guest.step_of(guest.read_json(guest.ROOT / "state.json"), "starts")
+            self.ended_start = self.ended_start if asked.get("ended") is True else None
             self.gate.try_now()
+
+    def nobody_writes(self) -> bool:
+        """No container runs; whoever asked for a flush may know it before the startup script has seen it."""
+        state = guest.read_json(guest.ROOT / "state.json") or {}
+        asked = self.ended_start is not None and state.get("starts") == self.ended_start
+        return asked or state.get("stage") in guest.ENDED
 
     def storage(self) -> dict[str, Any]:
         return {
@@ -143,432 +147,6 @@ class Shared:
             self.told = told
 
 
-class Pace:
-    """At most so many bytes a second, but for a flush, which may also interrupt what is less urgent."""
-
-    def __init__(self, shared: Shared) -> None:
-        self.shared = shared
-        self.due = time.monotonic()
-        self.urgent = True  # what is being sent now must not be interrupted
-        self.outdated: Callable[[], bool] | None = None
-        self.left = self.total = 0
-
-    def begin(self, total: int, *, urgent: bool, outdated: "Callable[[], bool] | None" = None) -> None:
-        """outdated: whether there is something newer to send instead."""
-        self.left = self.total = total
-        self.urgent, self.outdated = urgent, outdated
-
-    def __call__(self, count: int) -> None:
-        self.shared.look_for_flush()
-        self.left -= count
-        if self.shared.hurry:
-            self.give_way()
-        rate = self.shared.pace
-        if not rate or self.shared.hurry or guest.evicting():
-            return
-        now = time.monotonic()
-        self.due = max(self.due, now - 0.25) + count / rate
-        while self.due > time.monotonic() and not self.shared.hurry:
-            time.sleep(min(0.1, max(0.0, self.due - time.monotonic())))
-            self.shared.look_for_flush()
-
-    def give_way(self) -> None:
-        """There is little time. A checkpoint that is more than half sent is worth its end, though a newer one waits."""
-        outdated, self.outdated = self.outdated, None
-        if not self.urgent or (outdated is not None and self.left > self.total / 2 and outdated()):
-            raise storage.Interrupted
-
-
-# the pointer, as cloudtrain/guest/durable.py reads it
-
-
-def stored(path: str, blob: str, size: int, md5: str) -> dict[str, Any]:
-    return {"path": path, "blob": blob, "size": size, "md5": md5}
-
-
-def blobs_of(pointer: dict[str, Any]) -> set[str]:
-    kept = [pointer.get("newest"), *(pointer.get("previous") or [])]
-    return {file["blob"] for each in kept if each for file in each["files"]}
-
-
-def whole_in(remote: dict[str, tuple[int, str]], checkpoint: dict[str, Any]) -> bool:
-    return all(remote.get(file["blob"]) == (file["size"], file["md5"]) for file in checkpoint["files"])
-
-
-class Sender:
-    """The thread that sends the mount's files."""
-
-    def __init__(self, shared: Shared) -> None:
-        self.shared = shared
-        self.pace = Pace(shared)
-        self.client: Any = None
-        self.generation = int(guest.settings()["generation"])
-        self.remote: dict[str, tuple[int, str]] | None = None
-        self.pointer: dict[str, Any] = {}
-        self.etag = ""
-        self.fence_at = 0.0
-        self.sums: dict[str, list[str]] = self.kept_sums()
-        self.rested: dict[str, tuple[str, float, float]] = {}  # path -> identity, since when, first unsent
-        self.sent_at: dict[str, tuple[float, float]] = {}  # path -> when it was sent, and how long that took
-        self.later: dict[str, float] = {}  # path -> not before; it was being written to
-        self.hopeless: set[str] = set()  # identities that storage does not take
-        self.set_since: tuple[frozenset[str], float] = (frozenset(), 0.0)
-
-    @staticmethod
-    def kept_sums() -> dict[str, list[str]]:
-        kept = guest.read_json(SUMS) or {}
-        return {path: each for path, each in kept.items() if isinstance(each, list) and len(each) == 2}
-
-    # one thing at a time
-
-    def round(self) -> bool:
-        """Send the one thing that is most urgent. False when there is nothing. Raises what storage raises."""
-        self.renew()
-        if not self.may_send():
-            self.shared.pending = 0
-            self.shared.given_up = max(self.shared.given_up, self.shared.flush)
-            return False
-        self.know()
-        seen = mount.look()
-        waived = self.shared.ended or stage() in guest.ENDED
-        newest = self.due_checkpoint(seen, waived)
-        others = self.due_others(seen, waived)
-        self.count(newest, others)
-        if newest is not None:
-            self.send_checkpoint(newest, seen)
-            return True
-        self.shared.saved = max(self.shared.saved, self.shared.flush)
-        self.shared.tell()
-        if others:
-            self.send_other(others[0])
-            return True
-        return self.name_others(seen)
-
-    def renew(self) -> None:
-        """Take up a new storage.json."""
-        access = self.shared.access
-        if self.client is None or self.client.access is not access:
-            if self.client is not None:
-                self.client.close()
-            self.client = storage.Client(access, self.pace, lambda: self.shared.hurry)
-            self.remote = None
-
-    def may_send(self) -> bool:
-        """Once a new VM has taken over what is in storage: before, it has nothing to say."""
-        mark = guest.read_json(guest.ROOT / "restored.json") or {}
-        session = (guest.read_json(guest.ROOT / "state.json") or {}).get("session")
-        now = (self.shared.access.place, guest.boot(), session)
-        return (mark.get("place"), mark.get("boot"), mark.get("session")) == now
-
-    def know(self) -> None:
-        """What storage has, learned once; and now and then, whether this VM may still send."""
-        if self.remote is None:
-            storage.claim(self.client, self.generation)
-            self.read_pointer()
-            remote = self.client.list(storage.MODELS)
-            remote.update(self.client.list(storage.SETS))
-            self.remote, self.fence_at = remote, time.monotonic()
-        elif time.monotonic() - self.fence_at > guest.tuning("fence_seconds"):
-            storage.check_fence(self.client, self.generation)
-            self.fence_at = time.monotonic()
-
-    def read_pointer(self) -> None:
-        found = self.client.read(storage.POINTER)
-        self.pointer, self.etag = pointer_in(found), found.etag if found else ""
-        other = guest.whole(self.pointer.get("generation")) or 0
-        if other > self.generation:
-            raise storage.Fenced(other)
-        self.note_newest()
-
-    def note_newest(self) -> None:
-        newest = self.pointer.get("newest") or {}
-        self.shared.newest, self.shared.name = guest.whole(newest.get("step")), str(newest.get("name", ""))
-
-    def count(self, newest: Any, others: list[Any]) -> None:
-        files = [*(newest.files if newest is not None else ()), *others]
-        self.shared.pending, self.shared.pending_bytes = len(files), sum(file.size for file in files)
-        self.shared.tell()
-
-    # checkpoints
-
-    def due_checkpoint(self, seen: Any, waived: bool) -> Any:
-        if seen.checkpoints:
-            newest = seen.checkpoints[0]
-            return None if self.is_newest(newest) or self.goes_back(newest) else newest
-        if not seen.straight:
-            return None
-        files = tuple(file for file in seen.others if not mount.is_told(file))
-        rested = self.set_rested(files)
-        made = mount.Checkpoint("", None, files)
-        return made if files and (rested or waived) and not self.is_newest(made) else None
-
-    def set_rested(self, files: Iterable[Any]) -> bool:
-        now = time.monotonic()
-        identities = frozenset(f"{file.path} {file.identity}" for file in files)
-        if identities != self.set_since[0]:
-            self.set_since = identities, now
-        return bool(now - self.set_since[1] >= guest.tuning("quiet_seconds"))
-
-    def is_newest(self, checkpoint: Any) -> bool:
-        """Storage's newest has the very files, as far as their checksums are known here."""
-        there = self.pointer.get("newest") or {}
-        here = [(file.path, file.size, self.known_sum(file)) for file in checkpoint.files]
-        listed = [(file["path"], file["size"], file["md5"]) for file in there.get("files", ())]
-        same = there.get("name") == checkpoint.name and sorted(here) == sorted(listed)
-        return same and whole_in(self.remote or {}, there)
-
-    def known_sum(self, file: Any) -> str:
-        kept = self.sums.get(file.path)
-        return kept[1] if kept is not None and kept[0] == file.identity else ""
-
-    def goes_back(self, checkpoint: Any) -> bool:
-        """Storage has a newer one that this disk never saw, as storage was away when training began."""
-        there = guest.whole((self.pointer.get("newest") or {}).get("step"))
-        mark = guest.read_json(guest.ROOT / "restored.json") or {}
-        older = there is not None and checkpoint.step is not None and checkpoint.step < there
-        return older and mark.get("seen") is not True
-
-    def send_checkpoint(self, checkpoint: Any, seen: Any) -> None:
-        """All of its files, then the pointer."""
-        opened: list[Any] = []
-        self.pace.begin(checkpoint.size, urgent=True, outdated=lambda: self.outdated(checkpoint))
-        try:
-            for file in checkpoint.files:
-                opened.append(mount.Opened(file, exact=True))
-            sums = [self.sum_of(each) for each in opened]
-            if self.is_newest(checkpoint):  # a new VM, which has it from there
-                self.save_sums()
-                return
-            self.check_unchanged(checkpoint)
-            made = {"name": checkpoint.name, "step": checkpoint.step, "files": self.listed(checkpoint, sums)}
-            self.make_room(made)
-            for each, file in zip(opened, made["files"], strict=True):
-                self.put(each, file["blob"], file["md5"])
-            self.check_unchanged(checkpoint)
-        finally:
-            for each in opened:
-                each.close()
-        self.move_pointer(made, seen)
-        self.clean_up()
-
-    def sum_of(self, opened: Any) -> str:
-        known = self.known_sum(opened.file)
-        if known:
-            return known
-        md5 = str(opened.md5())
-        self.sums[opened.file.path] = [opened.file.identity, md5]
-        return md5
-
-    @staticmethod
-    def outdated(checkpoint: Any) -> bool:
-        newest = mount.look().checkpoints[:1]
-        return bool(newest) and newest[0].name != checkpoint.name
-
-    @staticmethod
-    def check_unchanged(checkpoint: Any) -> None:
-        """A set is one only if nothing of it was written meanwhile; a directory that is being removed is none. What is
-        gone as a whole is still held open. Raises Damaged."""
-        seen = mount.look()
-        if not checkpoint.name:
-            now = tuple(file for file in seen.others if not mount.is_told(file))
-        else:
-            same = [each.files for each in seen.checkpoints if each.name == checkpoint.name]
-            now = same[0] if same else checkpoint.files
-        if now != checkpoint.files:
-            raise storage.Damaged(f"{checkpoint.name or 'the files in the mount'} changed while being sent")
-
-    @staticmethod
-    def listed(checkpoint: Any, sums: list[str]) -> list[dict[str, Any]]:
-        found = []
-        for file, md5 in zip(checkpoint.files, sums, strict=True):
-            blob = file.blob if checkpoint.name else f"{storage.SETS}{hex_of(md5)}/{file.path}"
-            found.append(stored(file.path, blob, file.size, md5))
-        return found
-
-    def make_room(self, made: dict[str, Any]) -> None:
-        """A blob that the pointer names is not overwritten with something else: first the pointer lets go of it."""
-        new = {file["blob"]: file["md5"] for file in made["files"]}
-        kept = [self.pointer.get("newest"), *(self.pointer.get("previous") or [])]
-        good = [each for each in kept if each and all(new.get(f["blob"], f["md5"]) == f["md5"] for f in each["files"])]
-        if good and len(good) < len([each for each in kept if each]):
-            self.write_pointer({**self.pointer, "newest": good[0], "previous": good[1:]})
-
-    def put(self, opened: Any, blob: str, md5: str) -> None:
-        assert self.remote is not None
-        if self.remote.get(blob) != (opened.file.size, md5):
-            self.client.put_file(blob, opened.handle, opened.file.size, md5)
-            self.remote[blob] = opened.file.size, md5
-            self.shared.gate.passed("sender")
-
-    def move_pointer(self, newest: dict[str, Any] | None, seen: Any) -> None:
-        assert self.remote is not None
-        before = [each for each in (self.pointer.get("newest"), *(self.pointer.get("previous") or [])) if each]
-        if newest is not None:
-            before = [each for each in before if older(each, newest)]
-        previous = [each for each in before if whole_in(self.remote, each)][: guest.tuning("keep_previous")]
-        files = self.others_in_storage(seen)
-        if newest is not None and not newest["name"]:
-            told = [file for file in files if file["path"] in (mount.JOURNAL, mount.PROGRESS)]
-            files = told  # the rest is the set itself
-        self.write_pointer({"newest": newest, "previous": previous, "files": files})
-
-    def others_in_storage(self, seen: Any) -> list[dict[str, Any]]:
-        assert self.remote is not None
-        there = [(file, self.remote[file.blob]) for file in seen.others if file.blob in self.remote]
-        return [stored(file.path, file.blob, size, md5) for file, (size, md5) in there]
-
-    def write_pointer(self, pointer: dict[str, Any]) -> None:
-        """Raises Fenced where a newer VM has written one."""
-        storage.check_fence(self.client, self.generation)
-        content = {**pointer, "version": 1, "generation": self.generation, "time": time.time()}
-        try:
-            etag = self.client.put(storage.POINTER, json.dumps(content).encode(), if_match=self.etag)
-        except storage.StorageError as error:
-            if error.status not in (409, 412):
-                raise
-            # A newer VM's, or an earlier attempt of our own whose answer was lost.
-            self.read_pointer()
-            etag = self.client.put(storage.POINTER, json.dumps(content).encode(), if_match=self.etag)
-        self.pointer, self.etag = content, etag
-        self.note_newest()
-        self.shared.gate.passed("sender")
-        self.save_sums()
-        self.shared.tell()
-
-    def clean_up(self) -> None:
-        """What the pointer does not name any more."""
-        assert self.remote is not None
-        kept = blobs_of(self.pointer)
-        for blob in list(self.remote):
-            if blob not in kept and blob.startswith((storage.SETS, f"{storage.MODELS}{mount.CHECKPOINTS}/")):
-                if self.shared.hurry:
-                    return
-                self.client.delete(blob)
-                del self.remote[blob]
-
-    # everything else
-
-    def due_others(self, seen: Any, waived: bool) -> list[Any]:
-        """In the order in which to send them."""
-        first = seen.straight and not waived  # of an image without checkpoints/ the whole set goes first
-        files = [file for file in seen.others if not first or mount.is_told(file) or self.set_is_sent(seen)]
-        due = [file for file in files if self.unsent(file) and self.is_due(file, waived)]
-        return sorted(due, key=lambda file: (rank(file.path), -file.modified))
-
-    def set_is_sent(self, seen: Any) -> bool:
-        files = tuple(file for file in seen.others if not mount.is_told(file))
-        return self.is_newest(mount.Checkpoint("", None, files))
-
-    def unsent(self, file: Any) -> bool:
-        assert self.remote is not None
-        if f"{file.path} {file.identity}" in self.hopeless:
-            return False
-        md5 = self.known_sum(file)
-        return not md5 or self.remote.get(file.blob) != (file.size, md5)
-
-    def is_due(self, file: Any, waived: bool) -> bool:
-        """waived: nobody writes any more."""
-        now = time.monotonic()
-        identity, since, first = self.rested.get(file.path, ("", now, now))
-        if identity != file.identity:
-            since = now
-            self.rested[file.path] = file.identity, since, first
-        sent, took = self.sent_at.get(file.path, (-1e9, 0.0))
-        if waived or now < self.later.get(file.path, 0.0):
-            return waived
-        if self.shared.hurry:
-            return sent < self.shared.flush_at
-        if file.path != mount.JOURNAL and now - sent < max(guest.tuning("publish_seconds"), 20 * took):
-            return False
-        rests = now - since >= guest.tuning("settled_seconds") or now - first >= LONGEST_UNREST
-        return mount.is_told(file) or rests
-
-    def send_other(self, file: Any) -> None:
-        begun = time.monotonic()
-        # A flush is for checkpoints and words; it interrupts what is large.
-        self.pace.begin(file.size, urgent=self.shared.hurry or file.size < 1024 * 1024)
-        try:
-            opened = mount.Opened(file, exact=False)
-            try:
-                self.put(opened, file.blob, self.sum_of(opened))
-            finally:
-                opened.close()
-        except storage.Damaged:
-            self.later[file.path] = time.monotonic() + 1.0
-            raise
-        except storage.StorageError as error:
-            if error.refused or error.passing or error.status == 404:
-                raise
-            # A name that Azure does not take, for instance: it must not keep the others back.
-            self.hopeless.add(f"{file.path} {file.identity}")
-            guest.event("not_sent", path=file.path, code=error.code)
-            guest.say(f"storage does not take {file.path}: {error}")
-        self.sent_at[file.path] = time.monotonic(), time.monotonic() - begun
-        self.rested.pop(file.path, None)
-        self.save_sums()
-
-    def name_others(self, seen: Any) -> bool:
-        """The pointer names every other file too, for a new VM to take along. Whether it had to be written."""
-        named = {file["path"] for file in self.pointer.get("files") or []}
-        newest = self.pointer.get("newest")
-        there = {file["path"] for file in self.others_in_storage(seen)}
-        if newest is not None and not newest["name"]:
-            there &= {mount.JOURNAL, mount.PROGRESS}
-        if not there - named:
-            return False
-        self.write_pointer(
-            {
-                "newest": newest,
-                "previous": self.pointer.get("previous") or [],
-                "files": [file for file in self.others_in_storage(seen) if file["path"] in there],
-            }
-        )
-        return True
-
-    def save_sums(self) -> None:
-        # of files that there are no more, too, until the next start: cheaper than looking
-        guest.write_json(SUMS, self.sums)
-
-
-def older(each: dict[str, Any], newest: dict[str, Any]) -> bool:
-    """Whether it is a checkpoint to fall back to from the newest."""
-    if bool(each["name"]) != bool(newest["name"]):
-        return False  # the image keeps checkpoints now, or does not any more
-    if each["name"] and each["name"] == newest["name"]:
-        return False
-    if each["step"] is None or newest["step"] is None:
-        return bool(each["files"] != newest["files"])
-    return bool(each["step"] < newest["step"])
-
-
-def pointer_in(found: Any) -> dict[str, Any]:
-    """What the blob says, where it says what a pointer says; else nothing."""
-    try:
-        told = json.loads(found.body) if found is not None else {}
-        kept = [each for each in (told.get("newest"), *(told.get("previous") or [])) if each is not None]
-        for each in kept:
-            str(each["name"]), each["step"]
-            for file in each["files"]:
-                str(file["path"]), str(file["blob"]), int(file["size"]), str(file["md5"])
-        return dict(told)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return {}
-
-
-def rank(path: str) -> int:
-    """Journal, progress, metrics, exports, TensorBoard."""
-    name = path.rpartition("/")[2]
-    if path in (mount.JOURNAL, mount.PROGRESS):
-        return 0 if path == mount.JOURNAL else 1
-    if "tfevents" in name:
-        return 4
-    return 2 if name.startswith("metrics") else 3
-
-
-def hex_of(md5: str) -> str:
-    return base64.b64decode(md5).hex()
-
-
 def stage() -> str:
     return str((guest.read_json(guest.ROOT / "state.json") or {}).get("stage"))
 
@@ -578,7 +156,7 @@ def stage() -> str:
 
 def send_on(shared: Shared) -> None:
     """Until this VM is fenced, or training has ended and everything is in storage. Raises Fenced."""
-    sender = Sender(shared)
+    sender = sending.Sender(shared)
     teller = publish.Teller(shared)
     threading.Thread(target=teller.run, daemon=True).start()
     idle_since, checked = time.monotonic(), time.monotonic()
@@ -605,13 +183,13 @@ def send_on(shared: Shared) -> None:
         wait(shared)
 
 
-def attempt(sender: Sender, shared: Shared) -> bool:
+def attempt(sender: Any, shared: Shared) -> bool:
     """Whether something was sent, so that there may be more."""
     if not shared.gate.opens("sender"):
         return False
     shared.clean = False
     try:
-        busy = sender.round()
+        busy = bool(sender.round())
         shared.clean = not busy
         if "sender" in shared.gate.failing:
             shared.gate.passed("sender")
@@ -640,7 +218,11 @@ def wait(shared: Shared) -> None:
 
 
 def look_for_access(shared: Shared) -> None:
-    """A new storage.json is tried at once."""
+    """A new storage.json is tried at once; so is what another program has just seen to open."""
+    compared = guest.changed(guest.ROOT / "restored.json")
+    if compared != shared.compared:
+        shared.compared = compared
+        shared.gate.try_now()
     if guest.changed(guest.ROOT / "storage.json") != shared.access.stamp:
         access = storage.read_access()
         if access is not None:
@@ -652,7 +234,6 @@ def answer_flush(shared: Shared) -> None:
     """Nothing is due any more: whoever asked for it has it, once the other thread has told it, too."""
     if shared.hurry and shared.clean and shared.published >= shared.flush:
         shared.flushed = shared.flush
-        shared.ended = False
         shared.tell()
 
 
@@ -661,7 +242,7 @@ def is_over(shared: Shared) -> bool:
     return stage() in ("stopped", "finished", "failed") and shared.clean and not shared.hurry
 
 
-def deliver(shared: Shared, sender: Sender, teller: Any) -> bool:
+def deliver(shared: Shared, sender: Any, teller: Any) -> bool:
     """Everything is in storage: say so once, and let the VM go where that is wanted. Whether that was all."""
     done = guest.read_json(guest.ROOT / "finished")
     if not teller.is_done():
@@ -683,6 +264,12 @@ def fence(generation: int) -> None:
     guest.say(f"generation {generation} of this run has taken over")
 
 
+def end_with_thread(failed: threading.ExceptHookArgs) -> None:
+    """Half of this program is none: it is started again."""
+    sys.__excepthook__(failed.exc_type, failed.exc_value or failed.exc_type(), failed.exc_traceback)
+    os._exit(1)
+
+
 def main() -> int:
     lock = guest.hold_lock(LOCK)
     if lock is None or guest.fenced():
@@ -697,6 +284,7 @@ def main() -> int:
     guest.redirect(guest.ROOT / "upload.log")
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, 10)  # the trainer goes first
+    threading.excepthook = end_with_thread
     kept = guest.upload_state()
     shared = Shared(access=access, delivered=kept.get("delivered"))
     shared.saved, shared.flushed, shared.given_up = (
