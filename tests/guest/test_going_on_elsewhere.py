@@ -27,17 +27,16 @@ def train_to(vm: Vm, store: Store, step: int, *arguments: str) -> None:
     eventually(lambda: store.step() >= step, f"step {step} in storage", every=0.1)
 
 
-@pytest.mark.parametrize("arguments", [(), ("--folder", "--size", "5000")])
-def test_a_new_vm_resumes_at_the_newest_step_in_storage(vm: Vm, store: Store, arguments: tuple[str, ...]) -> None:
+def test_a_new_vm_resumes_at_the_newest_step_in_storage(vm: Vm, store: Store) -> None:
+    arguments = ("--folder", "--size", "5000")
     train_to(vm, store, 30, *arguments)
-    begun = vm.journal().splitlines()[:1]
     erase_disk(vm)
     step = store.step()
     outcome = vm.install("--every", "10", "--pace", "0.01", *arguments)
     assert (outcome.seen, outcome.resumed_from_step) == ("progress", step)
     (event,) = vm.events("restored")
     assert event["step"] == step and event["name"] == f"{step:010d}.ckpt"
-    assert f"({step:010d}.ckpt, step {step})" in vm.journal() and vm.journal().splitlines()[:1] != begun[1:]
+    assert f"({step:010d}.ckpt, step {step})" in vm.journal()
     eventually(lambda: store.step() > step, "and it sends on", every=0.1)
     pointer = store.pointer()
     assert pointer and pointer.generation == 2 and json.loads(store.read(FENCE)) == {"generation": 2}

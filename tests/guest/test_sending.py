@@ -39,17 +39,6 @@ def test_a_checkpoint_counts_once_all_of_it_is_there(vm: Vm, store: Store) -> No
     )
 
 
-def test_old_checkpoints_leave_storage(vm: Vm, store: Store) -> None:
-    vm.install("--every", "5", "--pace", "0.01")
-    eventually(lambda: store.step() >= 40, "some checkpoints", every=0.1)
-    vm.bash(save_and_stop_script("n-5"))
-    eventually(lambda: not vm.processes("uploader.py"), "the uploader ends once all is said", every=0.2)
-    pointer = store.pointer()
-    assert pointer and pointer.newest
-    named = {file.blob for each in (pointer.newest, *pointer.previous) for file in each.files}
-    assert set(store.blobs("models/checkpoints/")) == named and len(named) == 2
-
-
 def test_what_people_look_at_is_in_storage_too(vm: Vm, store: Store) -> None:
     vm.install("--every", "10", "--print", "--steps", "60", "--pace", "0.01")
     (vm.home / "models" / "deep" / ".hidden").mkdir(parents=True)
@@ -73,7 +62,7 @@ def test_what_people_look_at_is_in_storage_too(vm: Vm, store: Store) -> None:
     assert told.storage and told.storage.newest == 60 and told.storage.name == "0000000060.ckpt"
 
 
-def test_killed_uploaders_lose_nothing_and_send_nothing_twice(vm: Vm, store: Store) -> None:
+def test_killed_uploaders_lose_nothing_and_send_and_leave_nothing_twice(vm: Vm, store: Store) -> None:
     vm.install("--every", "10", "--size", "200000", "--print", "--pace", "0.01")
     for step in (20, 60, 100, 140, 180):
         eventually(lambda step=step: store.step() >= step, f"step {step}", every=0.1)
@@ -84,6 +73,10 @@ def test_killed_uploaders_lose_nothing_and_send_nothing_twice(vm: Vm, store: Sto
     assert store.step() == vm.step()
     eventually(lambda: not vm.processes("uploader.py"), "the uploader ends", every=0.2)
     assert store.log("container") == (vm.home / "container.log").read_bytes()
+    pointer = store.pointer()
+    assert pointer and pointer.newest  # and what it does not name has left storage
+    named = {file.blob for each in (pointer.newest, *pointer.previous) for file in each.files}
+    assert set(store.blobs("models/checkpoints/")) == named and len(named) == 2
     store.server.requests.clear()
     saved = f"{store.step():010d}.ckpt"
     signal_all(vm.processes("eviction_watch"))
