@@ -52,14 +52,14 @@ esac
 """
 
 
-def eventually(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
+def eventually(condition: Callable[[], Any], what: str, seconds: float = 15.0, every: float = 0.02) -> Any:
     """The condition's value once it is true; fails after a time that only a broken guest needs."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         value = condition()
         if value:
             return value
-        time.sleep(0.02)
+        time.sleep(every)
     raise AssertionError(f"never happened: {what}")
 
 

@@ -24,21 +24,20 @@ VM_ID = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMa
 
 def train_to(vm: Vm, store: Store, step: int, *arguments: str) -> None:
     vm.install("--every", "10", "--pace", "0.01", *arguments)
-    eventually(lambda: store.step() >= step, f"step {step} in storage")
+    eventually(lambda: store.step() >= step, f"step {step} in storage", every=0.1)
 
 
-@pytest.mark.parametrize("arguments", [(), ("--folder", "--size", "5000")])
-def test_a_new_vm_resumes_at_the_newest_step_in_storage(vm: Vm, store: Store, arguments: tuple[str, ...]) -> None:
+def test_a_new_vm_resumes_at_the_newest_step_in_storage(vm: Vm, store: Store) -> None:
+    arguments = ("--folder", "--size", "5000")
     train_to(vm, store, 30, *arguments)
-    begun = vm.journal().splitlines()[:1]
     erase_disk(vm)
     step = store.step()
     outcome = vm.install("--every", "10", "--pace", "0.01", *arguments)
     assert (outcome.seen, outcome.resumed_from_step) == ("progress", step)
     (event,) = vm.events("restored")
     assert event["step"] == step and event["name"] == f"{step:010d}.ckpt"
-    assert f"({step:010d}.ckpt, step {step})" in vm.journal() and vm.journal().splitlines()[:1] != begun[1:]
-    eventually(lambda: store.step() > step, "and it sends on")
+    assert f"({step:010d}.ckpt, step {step})" in vm.journal()
+    eventually(lambda: store.step() > step, "and it sends on", every=0.1)
     pointer = store.pointer()
     assert pointer and pointer.generation == 2 and json.loads(store.read(FENCE)) == {"generation": 2}
     store.check()
@@ -50,13 +49,13 @@ def test_what_else_was_in_the_mount_comes_along(vm: Vm, store: Store) -> None:
     (vm.home / "models" / "tb" / "events.out.tfevents.1").write_bytes(b"curve")
     with (vm.home / "models" / "log.txt").open("a") as file:
         file.write("a line of the first VM\n")
-    eventually(lambda: (p := store.pointer()) and len(p.files) >= 4, "it is named")
-    eventually(lambda: b"first VM" in store.read("models/log.txt"), "the journal is there")
+    eventually(lambda: (p := store.pointer()) and len(p.files) >= 4, "it is named", every=0.1)
+    eventually(lambda: b"first VM" in store.read("models/log.txt"), "the journal is there", every=0.1)
     erase_disk(vm)
     vm.install("--every", "10", "--pace", "0.01")
     assert (vm.home / "models" / "tb" / "events.out.tfevents.1").read_bytes() == b"curve"
     assert "a line of the first VM\nTraining was restored from storage at: " in vm.journal()
-    eventually(lambda: b"restored" in store.read("models/log.txt"), "the journal goes on in storage")
+    eventually(lambda: b"restored" in store.read("models/log.txt"), "the journal goes on in storage", every=0.1)
     assert store.read("models/log.txt").count(b"a line of the first VM") == 1
     first, second = (part for part in sorted(store.blobs(f"{LOGS}startup.")))
     assert (first[-6:], second[-6:]) == ("000000", "000001")
@@ -72,7 +71,7 @@ def test_a_damaged_newest_gives_way_to_the_one_before(vm: Vm, store: Store) -> N
     outcome = vm.install("--every", "10", "--pace", "0.01")
     before = pointer.previous[0].step
     assert outcome.resumed_from_step == before and vm.events("damaged")[0]["step"] == pointer.newest.step
-    eventually(lambda: store.step() > (pointer.newest.step or 0) and store.step(), "it goes on")
+    eventually(lambda: store.step() > (pointer.newest.step or 0) and store.step(), "it goes on", every=0.1)
     store.check()
 
 
@@ -116,7 +115,7 @@ def test_a_set_straight_in_the_mount_is_restored_whole(vm: Vm, store: Store) -> 
     vm.install(*arguments, writes_progress=None)
     (vm.home / "models" / "weights.bin").write_bytes(b"weights")
     (vm.home / "models" / "shape.json").write_text("0000000077")
-    eventually(lambda: (s := store.newest()) and len(s.files) == 3, "the set")
+    eventually(lambda: (s := store.newest()) and len(s.files) == 3, "the set", every=0.1)
     assert store.blobs(SETS) and (store.newest() or 0)
     erase_disk(vm)
     outcome = vm.install(*arguments)
@@ -151,7 +150,7 @@ def test_with_a_checkpoint_on_the_disk_training_does_not_wait_long_for_storage(v
     outcome = vm.start_again()
     assert outcome.resumed_from_step == step and vm.events("restore_skipped")
     store.server.start()
-    eventually(lambda: store.step() > step, "it is sent later")
+    eventually(lambda: store.step() > step, "it is sent later", every=0.1)
 
 
 def test_storage_that_comes_while_training_runs_is_used(vm: Vm, store: Store) -> None:
@@ -159,7 +158,7 @@ def test_storage_that_comes_while_training_runs_is_used(vm: Vm, store: Store) ->
     protect(vm, None)
     vm.install("--every", "10", "--pace", "0.01")
     assert vm.bash(renew_script("n-6"), **access).returncode == 0
-    eventually(lambda: store.step() >= 10, "a checkpoint in storage")
+    eventually(lambda: store.step() >= 10, "a checkpoint in storage", every=0.1)
     assert len(vm.runs()) == 1
 
 
@@ -167,13 +166,13 @@ def test_a_vm_whose_run_has_moved_on_ends_itself_and_sends_nothing_more(vm: Vm, 
     train_to(vm, store, 20)
     store.container.get_blob_client(FENCE).upload_blob(b'{"generation": 2}', overwrite=True)
     eventually(lambda: vm.stage() == "fenced", "it gives way")
-    eventually(lambda: not vm.processes("uploader") and not vm.processes("run_trainer"), "all has ended")
+    eventually(lambda: not vm.processes("uploader") and not vm.processes("run_trainer"), "all has ended", every=0.2)
     assert not vm.trainers() and "a newer VM of this run has taken over" in vm.journal()
     assert vm.events("fenced")[0]["generation"] == 2 and vm.observe().fenced
     etags = {blob.name: blob.etag for blob in store.container.list_blobs()}
     store.server.requests.clear()
     vm.boot()
-    eventually(lambda: len(vm.events("session")) == 2 and not vm.processes("run_trainer"), "another boot")
+    eventually(lambda: len(vm.events("session")) == 2 and not vm.processes("run_trainer"), "another boot", every=0.2)
     assert len(vm.runs()) == 1 and not [each for each in store.server.requests if each.method != "GET"]
     assert {blob.name: blob.etag for blob in store.container.list_blobs()} == etags
     assert not store.read("models/log.txt").decode().count("taken over")
@@ -201,13 +200,15 @@ def test_a_secret_is_in_the_containers_environment_and_nowhere_else(vm: Vm, stor
     seen: list[str] = []
     with watching_processes(vm, seen):
         assert vm.install("--every", "10", "--pace", "0.01", secrets=("TOKEN",)).rc == 0
-        eventually(lambda: store.step() >= 10, "a checkpoint")
+        eventually(lambda: store.step() >= 10, "a checkpoint", every=0.1)
     environment = vm.home / "models" / "environment.json"  # what the container itself saw
     assert json.loads(environment.read_text())["env"]["TOKEN"] == secret
     held = [path for path in vm.home.rglob("*") if path.is_file() and b"s3cr3t-Walue" in path.read_bytes()]
     assert {path.name for path in held} == {"secrets.json", "environment.json"}
     assert (vm.home / "secrets.json").stat().st_mode & 0o777 == 0o600
-    assert seen and not [line for line in seen if "s3cr3t-Walue" in line or "sig=" in line]
+    seen += [" ".join(arguments) for arguments in vm.runs()]  # of the docker client, too short-lived to be seen
+    assert any("--env TOKEN " in line for line in seen)
+    assert not [line for line in seen if "s3cr3t-Walue" in line or "sig=" in line]
     assert b"s3cr3t-Walue" not in b"".join(store.read(name) for name in store.blobs("cloudtrain/"))
     assert "s3cr3t-Walue" not in repr(vm.observe())
     (container,) = {each["container"] for each in vm.events("started")}
@@ -226,7 +227,7 @@ def watching_processes(vm: Vm, seen: list[str]) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.01):
+        while not over.wait(0.1):
             for process in vm.processes():
                 with contextlib.suppress(Exception):
                     seen.append(" ".join(process.cmdline()))
@@ -299,10 +300,10 @@ def test_a_finished_run_lets_its_vm_go_once_everything_is_in_storage(
         each["event"] for each in vm.events() if each["event"] in ("finished", "delivered", "releasing", "released")
     ]
     assert order == ["finished", "delivered", "releasing", "released"]
-    eventually(lambda: not vm.processes("uploader"), "the uploader ends")
+    eventually(lambda: not vm.processes("uploader"), "the uploader ends", every=0.2)
     vm.boot()  # whoever starts it again to look around is left alone
-    eventually(lambda: len(vm.events("session")) == 2 and not vm.processes("run_trainer"), "another boot")
-    eventually(lambda: not vm.processes("uploader"), "the uploader ends")
+    eventually(lambda: len(vm.events("session")) == 2 and not vm.processes("run_trainer"), "another boot", every=0.2)
+    eventually(lambda: not vm.processes("uploader"), "the uploader ends", every=0.2)
     assert len(arm.calls) == 3
 
 
@@ -319,7 +320,7 @@ def test_a_finished_run_without_storage_is_never_deleted(vm: Vm, store: Store, a
 def test_a_vm_stays_until_storage_has_everything_and_where_somebody_stopped_it(vm: Vm, store: Store, arm: Arm) -> None:
     train_to(vm, store, 10, "--steps", "1000000")
     vm.bash(save_and_stop_script("n-5"))
-    eventually(lambda: not vm.processes("uploader"), "the uploader ends")
+    eventually(lambda: not vm.processes("uploader"), "the uploader ends", every=0.2)
     store.server.before = lambda method, path: 503 if method == "PUT" and "/models/" in path else 0
     steps = str(vm.step() + 15)
     vm.install("--every", "10", "--steps", steps, "--pace", "0.01", when_done="deallocate", vm_id=VM_ID)

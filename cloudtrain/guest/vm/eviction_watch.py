@@ -233,13 +233,17 @@ def run_hook(path: Path, seconds: float) -> int | None:
 
 
 def evict(event: Event, watch: Watch) -> None:
+    begun = time.monotonic()
     deadline = give_notice(event)
     ended = save(deadline)
-    last = deadline - guest.tuning("hook_margin_seconds")
+    margin = guest.tuning("hook_margin_seconds")
+    last = deadline - margin
     token = guest.ask_flush(ended=ended)
     run_hooks(last)
     if token:
-        guest.tell_flush(token, guest.await_flush(token, last))
+        # Of a notice shorter than the margin, most goes to the sending.
+        notice = deadline - begun
+        guest.tell_flush(token, guest.await_flush(token, deadline - min(margin, notice / 4)))
     if ended:
         acknowledge(event.id)
     else:

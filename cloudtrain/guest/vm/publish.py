@@ -38,7 +38,7 @@ class Teller:
         self.told: Any = None  # what changed last, as `signs` has it
         self.container: dict[str, Any] | None = None
         self.container_at = -1e9
-        self.container_signs: Any = None
+        self.container_turns: Any = None
         self.logs = guest.read_json(POSITIONS) or {}
 
     def run(self) -> None:
@@ -49,10 +49,14 @@ class Teller:
 
     def signs(self) -> list[Any]:
         """What makes it tell at once: a notice, an end, another stage, a new checkpoint in storage."""
+        shared = self.shared
+        return [*self.turns(), shared.name, shared.newest, shared.delivered]
+
+    @staticmethod
+    def turns() -> list[Any]:
         files = [guest.changed(guest.ROOT / name) for name in ("evicting", "finished", "failed", "stopping")]
         state = guest.read_json(guest.ROOT / "state.json") or {}
-        shared = self.shared
-        return [files, state.get("stage"), state.get("container"), shared.name, shared.newest, shared.delivered]
+        return [files, state.get("stage"), state.get("container")]
 
     def is_due(self) -> bool:
         if self.shared.published < self.shared.flush or self.signs() != self.told:
@@ -94,9 +98,9 @@ class Teller:
 
     def look(self) -> dict[str, Any] | None:
         """The container, looked at anew when something changed, and now and then."""
-        signs = self.signs()
-        if signs != self.container_signs or time.monotonic() - self.container_at > CONTAINER_SECONDS:
-            self.container, self.container_signs, self.container_at = observe.container(), signs, time.monotonic()
+        turns = self.turns()
+        if turns != self.container_turns or time.monotonic() - self.container_at > CONTAINER_SECONDS:
+            self.container, self.container_turns, self.container_at = observe.container(), turns, time.monotonic()
         return self.container
 
     # logs

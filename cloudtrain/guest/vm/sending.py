@@ -98,7 +98,7 @@ class Sender:
         if others:
             self.send_other(others[0])
             return True
-        return self.name_others(seen)
+        return self.name_others(seen) or self.clean_up()
 
     def renew(self) -> None:
         """Take up a new storage.json."""
@@ -307,16 +307,20 @@ class Sender:
         self.save_sums()
         self.shared.tell()
 
-    def clean_up(self) -> None:
-        """What the pointer does not name any more."""
+    def clean_up(self) -> bool:
+        """What the pointer does not name any more, unless there is no time for it. Whether there was something."""
         assert self.remote is not None
-        kept = pointers.blobs_of(self.pointer)
+        kept, found = pointers.blobs_of(self.pointer), False
+        if not kept:
+            return False  # without a pointer nobody knows what is old
         for blob in list(self.remote):
             if blob not in kept and blob.startswith((storage.SETS, f"{storage.MODELS}{mount.CHECKPOINTS}/")):
                 if self.shared.hurry:
-                    return
+                    return False
                 self.client.delete(blob)
                 del self.remote[blob]
+                found = True
+        return found
 
     # everything else
 
