@@ -15,6 +15,7 @@ from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState, Vm
+from cloudtrain.clock import Clock
 from cloudtrain.errors import Blocks, CloudtrainError, Exit, NoSuchRun, Refused
 from cloudtrain.guest.observation import Observation as GuestObservation
 from cloudtrain.recovery import Action, Do, Guest, Limits, Memory, Observation, Place, Power, Want, places
@@ -61,7 +62,9 @@ class WatchResult(msgspec.Struct, frozen=True):
 
 def watch(ctx: Context, run: str, *, once: bool, emit: Callable[[WatchLine], None]) -> WatchResult:
     """once: one look. Else until the run is over: finished, failed, stopped, or gone. Raises NoSuchRun."""
-    watcher = _Watcher(ctx, run, emit, lease.new_holder())
+    clock = _Keeping(ctx.clock)
+    watcher = _Watcher(replace(ctx, clock=clock), run, emit, lease.new_holder())
+    clock.keep = watcher.keep
     group = groups.get(ctx.session, run)
     try:
         while True:
@@ -116,6 +119,21 @@ def interval(ctx: Context) -> float:
     return max(1.0, 0.6 * ctx.session.capabilities.poll_seconds)
 
 
+class _Keeping:
+    """The clock of a watcher: whatever it waits for, which may take an hour and a half, its lease is renewed."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.keep: Callable[[], None] = lambda: None
+
+    def now(self) -> datetime:
+        return self._clock.now()
+
+    def sleep(self, seconds: float) -> None:
+        self._clock.sleep(seconds)
+        self.keep()
+
+
 @dataclass(frozen=True)
 class _Look:
     result: WatchResult
@@ -135,6 +153,8 @@ class _Watcher:
     told: Training | None = None
     seen: GuestObservation | None = None
     warning: str = ""
+    # When it took the run, None while another has it.
+    taken_at: float | None = None
     # Why a limit cannot be kept.
     doubt: str = ""
     stored: float = 0.0
@@ -165,7 +185,9 @@ class _Watcher:
         if group.deleting:
             return self._say("deleting", Do.NOTHING, "the run is being deleted", over=True)
         vm = vms.find(self.ctx.session, group)
+        self.taken_at = self._now()
         if not lease.take(self.ctx.session, group, self.holder, self._now()):
+            self.taken_at = None
             return self._say(state_of(group, vm, None), Do.NOTHING, "another watcher, or a command, looks after it")
         group = release.noticed(self.ctx, group, vm)
         before = self._observe(group, vm)
@@ -180,6 +202,17 @@ class _Watcher:
         # What earlier generations left goes once this one has trained.
         gone = anew.remove_former(self.ctx, group) if group.trained or look.over else not group.has_former
         return replace(look, over=look.over and gone)
+
+    def keep(self) -> None:
+        """The lease, while something takes long."""
+        if self.taken_at is None or self._now() - self.taken_at < lease.SECONDS - lease.RENEW_SECONDS:
+            return
+        self.taken_at = self._now()
+        try:
+            lease.take(self.ctx.session, groups.get(self.ctx.session, self.run), self.holder, self._now())
+        except CloudtrainError:
+            # The next wait tries again; what is under way is not held up by it.
+            return
 
     def leave(self, group: Group) -> None:
         try:

@@ -286,3 +286,22 @@ def test_of_two_watchers_that_begin_in_the_same_instant_one_has_the_run(rehearsa
         assert [lease.take(session, group, holder, now) for holder in ("one", "other")] == [True, False]
         lease.release(session, group, "one")
         assert lease.take(session, groups.get(session, "horses"), "other", now)
+
+
+def test_a_watcher_that_is_busy_for_long_keeps_its_run(durable: Rehearsal) -> None:
+    assert durable.cli("down", "horses").code == 0
+    slow = Job(JOB.steps, JOB.step_seconds, JOB.checkpoint_seconds, start_seconds=900.0, upload_seconds=5.0)
+    durable.machines = SimulatedMachines(durable.clock, SimulatedGuest(), slow)
+    up(durable)
+    durable.clock.sleep(600)
+    lose_the_vm(durable)
+    left: list[float] = []
+
+    def read() -> None:
+        held = json.loads(durable.azure("GET", "", version="2021-04-01")["tags"]["cloudtrain-watcher"])
+        left.append(held["until"] - durable.clock.now().timestamp())
+
+    for seconds in (300, 500, 700):
+        durable.clock.at(seconds, read)
+    look(durable)
+    assert len(left) == 3 and min(left) > 60, left
