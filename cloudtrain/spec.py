@@ -321,17 +321,19 @@ def _variant(value: object) -> str:
     return str(value)
 
 
+def _pairs(value: object, expected: str) -> list[tuple[Any, Any]]:
+    """Of a table, or of texts NAME=VALUE; the value is None where a text has no '='."""
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if not isinstance(value, list | tuple):
+        raise Unfit(expected)
+    return [(name, text if equals else None) for name, equals, text in (str(each).partition("=") for each in value)]
+
+
 def _build_args(value: object) -> tuple[tuple[str, str], ...]:
     """A table in the file, texts NAME=VALUE on the command line."""
     expected = 'names and texts, as in build_args = { BASE_IMAGE = "debian:12" } or --build-arg BASE_IMAGE=debian:12'
-    if isinstance(value, Mapping):
-        pairs = list(value.items())
-    elif isinstance(value, list | tuple):
-        pairs = [
-            (name, text if equals else None) for name, equals, text in (str(each).partition("=") for each in value)
-        ]
-    else:
-        raise Unfit(expected)
+    pairs = _pairs(value, expected)
     for name, text in pairs:
         if not isinstance(text, str) or not _ARGUMENT_NAME.fullmatch(name):
             raise Unfit(expected)
@@ -349,14 +351,7 @@ def _variable_name(name: object) -> str:
 def _env(value: object) -> tuple[tuple[str, str], ...]:
     """A table in the file, texts NAME=VALUE on the command line."""
     expected = 'names and texts, as in env = { LOG_LEVEL = "debug" } or --env LOG_LEVEL=debug'
-    if isinstance(value, Mapping):
-        pairs = list(value.items())
-    elif isinstance(value, list | tuple):
-        pairs = [
-            (name, text if equals else None) for name, equals, text in (str(each).partition("=") for each in value)
-        ]
-    else:
-        raise Unfit(expected)
+    pairs = _pairs(value, expected)
     if len(pairs) > MAX_VARIABLES:
         raise Unfit(f"at most {MAX_VARIABLES} variables")
     for name, text in pairs:
