@@ -371,6 +371,7 @@ OPERATIONS: Mapping[str, Operation] = {
         Keys({"subscriptions": list[str], "query": str, "options": dict}),
         {200: Keys({"totalRecords": int, "count": int, "data": list, "facets": list, "resultTruncated": str})},
     ),
+    "ActivityLogs_List": Operation(None, {200: Keys({"value": list})}),
     "RoleAssignments_Create": Operation(RoleAssignmentCreateParameters, {201: RoleAssignment, 200: RoleAssignment}),
     "RoleAssignments_Get": _shown(RoleAssignment),
     "RoleAssignments_ListForScope": _shown(RoleAssignmentListResult),

@@ -15,8 +15,8 @@ from typing import Any
 
 from tests.e2e.conftest import CommandLine, Outcome, cloudtrain  # noqa: F401  # fixture
 
-STEPS = 150
-EVICTIONS = int(os.environ.get("CLOUDTRAIN_EVICTIONS", "3"))
+STEPS = 50 * int(os.environ.get("CLOUDTRAIN_EVICTIONS", "3"))
+EVICTIONS = STEPS // 50
 SMALL = Path(__file__).parents[1] / "e2e" / "small_trainer.py"
 # The command line with a trainer that starts at once, and leases that do not outlive a killed watcher for long.
 DRIVER = f"""
@@ -97,12 +97,15 @@ def test_evicted_again_and_again_under_watchers_that_are_killed_a_run_ends_with_
         out, err = watcher.communicate(timeout=240)
     finally:
         watcher.kill()
-    assert watcher.returncode == 0 and out.rstrip().endswith("training has finished"), f"{out}\n{err}"
+    # The VM ends itself, or the watcher ends it: whoever is first.
+    assert watcher.returncode == 0 and "horses: finished" in out.splitlines()[-1], f"{out}\n{err}"
     status = told(cloudtrain, "status", "horses", "--json")
     weights = ""
     for step in range(1, STEPS + 1):
         weights = hashlib.sha256(f"{weights} {step}".encode()).hexdigest()
-    assert status["state"] == "finished" and status["generation"] >= count > 0
+    # A generation whose VM went before anybody noted that it trained is made once more under its number.
+    assert status["state"] == "finished" and status["generation"] > 1
+    assert count >= EVICTIONS - 1
     assert stored(cloudtrain)["weights"] == weights
     vms = told(cloudtrain, "emulator", "status", "--json")["vms"]
     assert len(vms) <= 1, vms
