@@ -121,6 +121,18 @@ def pointer(container: Any) -> Pointer | None:
         ) from error
 
 
+def holds(ctx: Context, group: Group, step: int | None) -> bool:
+    """Whether it has a checkpoint no older than that step. False where nobody here can tell."""
+    try:
+        container = readable(ctx, group)
+        found = None if container is None else pointer(container)
+    except CloudtrainError:
+        return False
+    if found is None or found.newest is None:
+        return False
+    return step is None or found.newest.step is None or found.newest.step >= step
+
+
 # logs
 
 

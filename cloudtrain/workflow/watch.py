@@ -21,7 +21,7 @@ from cloudtrain.guest.observation import Observation as GuestObservation
 from cloudtrain.recovery import Action, Do, Guest, Limits, Memory, Observation, Place, Power, Want, places
 from cloudtrain.recovery.history import Event, sums
 from cloudtrain.spec import RunSpec
-from cloudtrain.workflow import anew, durable, history, money, power, release, training
+from cloudtrain.workflow import anew, durable, history, money, power, release, stored, training
 from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.results import Training, last_known
 from cloudtrain.workflow.state import FAILED, state_of
@@ -155,7 +155,7 @@ class _Watcher:
     warning: str = ""
     # When it took the run, None while another has it.
     taken_at: float | None = None
-    # Why a limit cannot be kept.
+    # Why a limit cannot be kept, or the run cannot go elsewhere.
     doubt: str = ""
     stored: float = 0.0
     stored_at: float | None = None
@@ -235,7 +235,7 @@ class _Watcher:
             power=state,
             place=here,
             watched=group.watched,
-            durable=bool(group.storage_account),
+            durable=self._durable(group, vm, memory),
             kept=spec.when_done == "keep",
             places=places_of(spec),
             on_demand_after=spec.on_demand_after or 0.0,
@@ -255,6 +255,17 @@ class _Watcher:
             jitter=random.Random(f"{group.run} {group.created} {memory.off_since} {memory.refused}").random(),
         )
 
+    def _durable(self, group: Group, vm: Vm | None, memory: Memory) -> bool:
+        """Whether a new VM loses nothing that is known of: a disk that is there is not given up for a storage that
+        lacks its work, as where the VM was refused there."""
+        kept = vm is not None and vm.power is PowerState.DEALLOCATED and group.trained
+        if not group.storage_account or not kept or self._now() < memory.next_at:
+            return bool(group.storage_account)
+        held = stored.holds(self.ctx, group, group.progress.saved)
+        if not held and len(places_of(group.spec)) > 1:
+            self.doubt = "the VM's disk has work that storage has not, or nobody here can tell: it goes nowhere else"
+        return held
+
     def _stopped_by_somebody(self, group: Group, vm: Vm) -> bool | None:
         told = health.stopped_by_somebody(self.ctx.session, vm.id, group.wanted_since)
         if told is not None:
@@ -268,7 +279,8 @@ class _Watcher:
             total = sums(notes.history(group), group.begun, self._now() + interval(self.ctx) + STOPPING_SECONDS)
             spent = money.of_vms_disk_and_address(total) + self._stored(group)
             hours = total.unpriced / 3600
-            self.doubt = f"no price is known for {hours:.1f} h of the VM: max_cost cannot be kept" if hours else ""
+            if hours:
+                self.doubt = f"no price is known for {hours:.1f} h of the VM: max_cost cannot be kept"
         return Limits(
             until=group.begun + spec.max_duration if spec.max_duration else None,
             cost=spec.max_cost or None,

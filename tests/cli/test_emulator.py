@@ -33,6 +33,7 @@ def test_an_empty_cloud_has_no_runs_and_nothing_to_delete(quick: Any) -> None:
             "kept": [],
             "kept_images": [],
             "searched": ["embedded"],
+            "pulled": None,
         }
 
 

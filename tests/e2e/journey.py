@@ -71,8 +71,8 @@ def whole_run(journey: Journey, spec: tuple[str, ...], trainer: tuple[str, ...],
     assert evicted["steps_lost"] in (0, None)
     stopped = journey("stop")
     assert (stopped["state"], stopped["was"]) == ("stopped", "running")
-    refused = journey.told("logs")
-    assert (refused.code, json.loads(refused.out)["errors"][0]["code"]) == (4, "VmNotRunning")
+    # Storage has it, though the VM is off.
+    assert journey("logs")["text"]
     back = journey("restart")
     assert back["action"] == "started"
     assert back["training"]["resumed_from_step"] in (stopped["saved_step"], None)

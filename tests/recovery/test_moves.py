@@ -15,11 +15,13 @@ VMS = "/providers/Microsoft.Compute/virtualMachines"
 
 
 @pytest.fixture
-def durable(rehearsal: Rehearsal) -> Rehearsal:
+def durable(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> Rehearsal:
     """The run with checkpoints that reach storage 5 s after they are saved."""
     job = Job(JOB.steps, JOB.step_seconds, JOB.checkpoint_seconds, upload_seconds=5.0)
     assert rehearsal.cli("down", "horses").code == 0
-    rehearsal.machines = SimulatedMachines(rehearsal.clock, SimulatedGuest(), job)
+    machines = rehearsal.machines = SimulatedMachines(rehearsal.clock, SimulatedGuest(), job)
+    # A simulated guest writes no blobs.
+    monkeypatch.setattr("cloudtrain.workflow.stored.holds", lambda _, group, step: machines.holds(group.name, step))
     assert rehearsal.cli("up", "horses", "--json").code == 0
     rehearsal.clock.sleep(1000)
     return rehearsal
@@ -95,6 +97,23 @@ def test_without_room_in_its_zone_a_run_moves_to_another_and_leaves_nothing(dura
     assert "zone 1 was refused (ZonalAllocationFailed); the next place at once" in said
     assert "made anew: Standard_D2s_v3 in eastus zone 2" in said
     assert vm(durable)["zone"] == "2" and of_generation(durable, 1) == []
+    finished_exactly(durable, 2)
+
+
+def test_a_disk_is_not_given_up_for_a_storage_that_lacks_its_work(
+    durable: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up(durable, "--other-location", "westus2")
+    durable.evict()
+    durable.clock.sleep(60)
+    no_capacity(durable, "--location", "eastus")
+    with monkeypatch.context() as lacking:
+        lacking.setattr("cloudtrain.workflow.stored.holds", lambda *_: False)
+        said = look(durable, 2)
+    assert "the VM's disk has work that storage has not" in said and of_generation(durable, 2) == []
+    durable.clock.sleep(600)
+    look(durable, 2)
+    assert vm(durable)["location"] == "westus2"
     finished_exactly(durable, 2)
 
 

@@ -312,6 +312,14 @@ class SimulatedMachines:
             mine = [vm_id for vm_id, disk in self._disks.items() if disk.storage is storage]
             return [vm_id for vm_id in mine if self._now(vm_id).told.on]
 
+    def holds(self, resource_group: str, step: int | None) -> bool:
+        """Whether its storage has a checkpoint no older than that step."""
+        with self._mutex:
+            for disk in self._disks.values():
+                disk.advance(self._clock.now().timestamp())
+            newest = self.storages.get(resource_group, Storage()).newest
+        return newest.step >= max(1, step or 0)
+
     def may_be_evicted(self, vm_id: str) -> bool:
         """Azure evicts Spot VMs only."""
         return self._disks[vm_id].spot
