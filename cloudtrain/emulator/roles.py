@@ -5,7 +5,7 @@ the subscription.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from cloudtrain.emulator import ids, timing
@@ -89,11 +89,17 @@ def _held(records: Records, now: float, principal: str, scope: str) -> list[str]
     """The ids of the roles."""
     return [
         _role(assignment)
-        for assignment in records.resources(ids.ROLE_ASSIGNMENT)
+        for assignment in _at_or_above(records, scope)
         if same(assignment.body["properties"]["principalId"], principal)
-        and f"{scope.lower()}/".startswith(f"{assignment.body['properties']['scope'].lower()}/")
         and now >= assignment.created + timing.ROLE_SECONDS
     ]
+
+
+def _at_or_above(records: Records, scope: str) -> Iterator[Resource]:
+    """Found by their ids, which begin with their scopes: each request for a blob asks, and runs may be a thousand."""
+    parts = scope.strip("/").split("/")
+    for length in range(1, len(parts) + 1):
+        yield from records.children(f"/{'/'.join(parts[:length])}/providers/{ids.ROLE_ASSIGNMENT}")
 
 
 def _role(assignment: Resource) -> str:

@@ -97,7 +97,7 @@ def _taken(name: str) -> str:
 
 def _named(records: Records, name: str) -> Resource | None:
     """The account of that name in whatever group: names are unique in all of Azure."""
-    return next((a for a in records.resources(ids.STORAGE_ACCOUNT) if same(a.name, name)), None)
+    return next(iter(records.resources(ids.STORAGE_ACCOUNT, name=name)), None)
 
 
 # accounts

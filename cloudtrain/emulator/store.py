@@ -155,8 +155,10 @@ class Records:
         row = self._sql.execute(f"{_SELECT} WHERE key = ?", (resource_id.lower(),)).fetchone()
         return None if row is None else _resource(row)
 
-    def resources(self, type_: str | None = None, group: str | None = None) -> list[Resource]:
-        """In the order of creation. Types and groups compare without case; children come with their parents'
+    def resources(
+        self, type_: str | None = None, group: str | None = None, *, name: str | None = None
+    ) -> list[Resource]:
+        """In the order of creation. Types, groups and names compare without case; children come with their parents'
         group."""
         where, values = ["1"], []
         if type_ is not None:
@@ -165,6 +167,9 @@ class Records:
         if group is not None:
             where.append("grp = ?")
             values.append(group.lower())
+        if name is not None:
+            where.append("name = ? COLLATE NOCASE")
+            values.append(name)
         rows = self._sql.execute(f"{_SELECT} WHERE {' AND '.join(where)} ORDER BY seq", values)
         return [_resource(row) for row in rows]
 

@@ -314,11 +314,11 @@ class SimulatedMachines:
 
     def holds(self, resource_group: str, step: int | None) -> bool:
         """Whether its storage has a checkpoint no older than that step."""
+        storage = self.storages.get(resource_group, Storage())
         with self._mutex:
-            for disk in self._disks.values():
-                disk.advance(self._clock.now().timestamp())
-            newest = self.storages.get(resource_group, Storage()).newest
-        return newest.step >= max(1, step or 0)
+            for vm_id in [vm_id for vm_id, disk in self._disks.items() if disk.storage is storage]:
+                self._now(vm_id)
+        return storage.newest.step >= max(1, step or 0)
 
     def may_be_evicted(self, vm_id: str) -> bool:
         """Azure evicts Spot VMs only."""
