@@ -166,6 +166,8 @@ _IMAGE = re.compile(
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?"
     r"(?:@sha256:[a-f0-9]{64})?"
 )
+# The value of a secret stands in the environment of the VM's docker client.
+_READ_BY_DOCKER = re.compile(r"PATH|HOME|LD_.*|DOCKER_.*")
 _ARGUMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DURATION = re.compile(r"(?:(?P<d>[0-9]{1,4})d)?(?:(?P<h>[0-9]{1,5})h)?(?:(?P<m>[0-9]{1,6})m)?")
 _UNITS = {"d": 86400, "h": 3600, "m": 60}
@@ -373,7 +375,9 @@ def _secrets(value: object) -> tuple[tuple[str, str], ...]:
         name, equals, file = each.partition("=") if isinstance(each, str) else ("", "", "")
         if equals and (not file.startswith("@") or len(file) < 2):
             raise Unfit(expected, "The value itself is never written here: export it, or name a file with @.")
-        sources[_variable_name(name)] = file.removeprefix("@")
+        if _READ_BY_DOCKER.fullmatch(_variable_name(name)):
+            raise Unfit(f"{expected}, none of them PATH, HOME, LD_... or DOCKER_...", "Docker itself reads these.")
+        sources[name] = file.removeprefix("@")
     return tuple(sorted(sources.items()))
 
 

@@ -37,6 +37,7 @@ WRONG_FILES = {
     "name with a dash": ("env = { A-B = 'x' }", ["env", "'_'"]),
     "variable too long": (f"env = {{ A = '{'x' * 5000}' }}", ["env", "4096 bytes"]),
     "secret of the guest's own": ("secrets = ['TFDS_DATA_DIR']", ["secrets", "TFDS_DATA_DIR"]),
+    "secret that docker reads": ("secrets = ['LD_PRELOAD']", ["secrets", "LD_...", "Docker itself reads"]),
     "secrets in one text": ("secrets = 'A'", ["secrets", "a list of names"]),
     "end of no kind": ("when_done = 'burn'", ["when_done", '"burn"', '"deallocate"', '"keep"']),
     "image in capitals": ("image = 'Team/Trainer:1'", ["image", '"Team/Trainer:1"', "team/trainer:1"]),
