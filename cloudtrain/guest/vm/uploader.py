@@ -170,7 +170,8 @@ def send_on(shared: Shared) -> None:
         if busy:
             idle_since = time.monotonic()
             continue
-        answer_flush(shared)
+        if answer_flush(shared):
+            idle_since = time.monotonic()  # what there was no time for is done now
         if (
             is_over(shared)
             and time.monotonic() - idle_since >= guest.tuning("idle_seconds")
@@ -230,11 +231,14 @@ def look_for_access(shared: Shared) -> None:
             shared.gate.try_now()
 
 
-def answer_flush(shared: Shared) -> None:
-    """Nothing is due any more: whoever asked for it has it, once the other thread has told it, too."""
-    if shared.hurry and shared.clean and shared.published >= shared.flush:
+def answer_flush(shared: Shared) -> bool:
+    """Nothing is due any more: whoever asked for it has it, once the other thread has told it, too. Whether it was
+    answered now."""
+    answers = shared.hurry and shared.clean and shared.published >= shared.flush
+    if answers:
         shared.flushed = shared.flush
         shared.tell()
+    return answers
 
 
 def is_over(shared: Shared) -> bool:
