@@ -124,28 +124,31 @@ class _Plan:
 
 def _fetched(ctx: Context, container: Any, home: Home, plan: _Plan, checkpoints: Checkpoints) -> _Plan:
     """Fetch what is not there yet; where something of it is replaced meanwhile, by the plan of then."""
-    for attempt in range(ROUNDS):
-        try:
-            home.expect(plan.files)
-            _fetch(ctx, container, home, plan)
-            return plan
-        except CloudtrainError as error:
-            if error.code != blobs.REPLACED or attempt == ROUNDS - 1:
-                raise
+    for left in reversed(range(ROUNDS)):
+        home.expect(plan.files)
+        if _fetch(ctx, container, home, plan, last=left == 0):
+            break
         plan = _planned(container, checkpoints)
-    raise AssertionError("the last round returns or raises")
+    return plan
 
 
-def _fetch(ctx: Context, container: Any, home: Home, plan: _Plan) -> None:
+def _fetch(ctx: Context, container: Any, home: Home, plan: _Plan, *, last: bool) -> bool:
+    """False where something was replaced meanwhile, which at the last attempt is an error."""
     missing = home.missing(plan.files)
     if not missing:
-        return
+        return True
     meter = _Meter(sum(blob.size for blob in missing.values()))
     with ctx.progress.step(f"fetching {len(missing)} files") as step:
         # The large ones first: what is small and often replaced is then fetched right after one another.
         for path, blob in sorted(missing.items(), key=lambda item: -item[1].size):
-            blobs.fetch(container, blob, home.directory / path, lambda count: step.amount(*meter.add(count)))
+            try:
+                blobs.fetch(container, blob, home.directory / path, lambda count: step.amount(*meter.add(count)))
+            except CloudtrainError as error:
+                if error.code != blobs.REPLACED or last:
+                    raise
+                return False
             home.have(path, blob)
+    return True
 
 
 @dataclass
