@@ -76,6 +76,7 @@ def test_six_evictions_of_a_node_leave_the_same_weights(
     assert first["image_built"] and first["image_pushed"]
     up = cloudtrain("up", "horses", *job).data
     assert up["seen"] == "progress" and not up["image_built"] and not up["image_pushed"]
+    nodes = [one for one in engine.containers.list() if one.labels.get("cloudtrain.vm")]
     for _ in range(3):
         warned = cloudtrain("simulate-eviction", "horses", "--notice", "20", "--json").data
         assert warned["steps_lost"] == 0 and warned["saved_step"] == warned["resumed_step"], warned
@@ -88,7 +89,6 @@ def test_six_evictions_of_a_node_leave_the_same_weights(
     assert training["digest"] == until_finished(cloudtrain, "alone")["training"]["digest"]
     assert cloudtrain("down", "horses", "--json").data["left"] == []
     assert cloudtrain("status", "alone", "--json").data["state"] == "finished"
-    nodes = [one for one in engine.containers.list() if one.labels.get("cloudtrain.vm")]
     assert cloudtrain("down", "alone", "--json").data["left"] == []
     ours = {"label": f"cloudtrain.emulator={nodes[0].labels['cloudtrain.emulator']}"}
     assert engine.containers.list(all=True, filters=ours) == [] and engine.volumes.list(filters=ours) == []
