@@ -709,7 +709,7 @@ def the_tutorials_scripts_work_byte_for_byte(world: World) -> None:
     first = until(lambda: begun.exists() and begun.read_text())
     machines.reboot(VM)
     assert machines.script(VM, key).state is ScriptState.INTERRUPTED
-    until(lambda: begun.read_text() not in ("", first))
+    until(lambda: begun.read_text() not in ("", first), seconds=60.0)
     assert output(machines, "cat /tutorial/models/saved") == "saved"
     assert len(output(machines, "docker container ls -q").split()) == 1
 
