@@ -49,6 +49,7 @@ class Node:
         self.scripts: dict[int, RunningScript] = {}  # by pid
         self.cancelling: dict[str, list[Channel]] = {}  # who waits for the end of a script, by its key
         self.services: dict[int, str] = {}  # name by pid
+        self.engine: socket.socket  # of this boot
         self.respawn: dict[str, float] = {}  # monotonic, by name
         self.eviction = ""  # its event's id
         self.evict_at: float | None = None  # monotonic
@@ -68,7 +69,8 @@ class Node:
         self.state |= {"boot": self.state["boot"] + 1, "incarnation": self.events.incarnation}
         write_json(RECORDS_INSIDE / "state.json", self.state)
         self._listen(_on_socket(), self._hear_orders)
-        for name in services.commands(self.config):
+        self.engine = services.engine_socket()
+        for name in services.commands(self.config, self.engine.fileno()):
             self._start_service(name)
         self.tell(power="on", ready=True)
 
@@ -120,7 +122,8 @@ class Node:
                 listening.close()
 
     def _start_service(self, name: str) -> None:
-        process = services.start(name, services.commands(self.config)[name])
+        engine = self.engine.fileno()
+        process = services.start(name, services.commands(self.config, engine)[name], engine)
         self.services[process.pid] = name
         process.returncode = 0  # reaped below, by pid
 

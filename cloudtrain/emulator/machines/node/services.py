@@ -1,6 +1,7 @@
 """What a node's process 1 starts at each boot, and the account that Azure's provisioning makes at the first one."""
 
 import os
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,10 @@ _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 _SSH_CHAIN = "CLOUDTRAIN-SSH"
 
 
-def commands(config: dict[str, Any]) -> dict[str, list[str]]:
-    """Name -> command line of what keeps running. The engine may come up later than cron's @reboot lines, as on any
-    machine."""
+def commands(config: dict[str, Any], engine: int) -> dict[str, list[str]]:
+    """Name -> command line of what keeps running. engine: the descriptor of `engine_socket`."""
     return {
-        "dockerd": ["dockerd"],
+        "dockerd": ["bash", "-c", _ACTIVATED, str(engine)],
         "cron": ["cron", "-f"],
         "sshd": ["/usr/sbin/sshd", "-D", "-e"],
         # The rehearsal's registry has the same name in the node as outside of it.
@@ -38,7 +38,23 @@ def set_environment() -> None:
     path.write_text("".join(f"{line}\n" for line in [*kept, *(f"{key}={value}" for key, value in ENVIRONMENT.items())]))
 
 
-def start(name: str, command: list[str]) -> "subprocess.Popen[bytes]":
+# The protocol of systemd's activation: the socket is descriptor 3, and LISTEN_PID says whose it is.
+_ACTIVATED = 'exec 3<&"$0"; export LISTEN_FDS=1 LISTEN_PID=$$; exec dockerd --host fd://'
+
+
+def engine_socket() -> socket.socket:
+    """Of one boot. It listens before the engine does, as systemd's docker.socket on Azure's images: whoever calls too
+    early, from cron's @reboot lines perhaps, waits."""
+    path = Path("/run/docker.sock")
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(path))
+    path.chmod(0o660)
+    listening.listen(64)
+    return listening
+
+
+def start(name: str, command: list[str], engine: int) -> "subprocess.Popen[bytes]":
     with (_LOGS / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
             command,
@@ -48,6 +64,7 @@ def start(name: str, command: list[str]) -> "subprocess.Popen[bytes]":
             cwd="/",
             env=_ENVIRONMENT,
             start_new_session=True,
+            pass_fds=(engine,) if name == "dockerd" else (),
         )
 
 
