@@ -329,7 +329,7 @@ def scripts_end_by_timeout_and_by_cancel(world: World) -> None:
     left = f"left-{os.getpid()}"
     background = f"nohup sh -c 'while :; do sleep 0.05; done' {left} >/dev/null 2>&1 &"
     assert run(machines, background).state is ScriptState.SUCCEEDED
-    assert processes_with(left)
+    until(lambda: processes_with(left))
     machines.power_off(VM)
     assert processes_with(left) == []
 

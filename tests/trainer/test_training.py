@@ -184,7 +184,8 @@ def test_stopped_in_its_validation_it_validates_again(trainer: Trainer) -> None:
 
 def test_stopped_before_its_first_step_it_ends_at_once(trainer: Trainer) -> None:
     process = trainer.start(*JOB)
-    trainer.await_(process, (trainer.directory / ".lock").exists)
+    # In the midst of importing TensorFlow, which takes seconds.
+    trainer.await_(process, lambda: "tensorflow" in Path(f"/proc/{process.pid}/maps").read_text())
     code, _ = trainer.stop(process)
     assert code == 75
     assert "before its first step" in trainer.journal() and not trainer.steps()
