@@ -335,6 +335,7 @@ def on_emulator(emulator: Any, clock: Clock, pace: "Pace | None" = None, poll_se
 
     pace = pace or retries.EMBEDDED
     http = requests.Session()
+    http.trust_env = False  # no proxy leads here: looking for one costs more than the answer
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         with emulator_errors():

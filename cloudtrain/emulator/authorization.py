@@ -98,7 +98,7 @@ def _again(known: Resource, properties: Json) -> Answer:
 
 
 def _refuse_duplicate(records: Records, properties: Json) -> None:
-    for other in records.resources(ids.ROLE_ASSIGNMENT):
+    for other in records.resources(ids.ROLE_ASSIGNMENT, mentions=properties["principalId"]):
         held = other.body["properties"]
         if all(same(held[key], properties[key]) for key in ("principalId", "roleDefinitionId", "scope")):
             raise _exists(other)

@@ -27,8 +27,8 @@ def _enforce(azure: Azure, operation: Operation) -> None:
     with azure.store.read() as records:
         behind = {
             vm.private["vm_id"]: lets_in(records, vm)
-            for vm in records.resources(ids.VM)
-            if any(same(nsg.id, operation.target) for nic in _nics(records, vm) for nsg in _groups_of(records, nic))
+            for nic in _nics_behind(records, operation.target)
+            for vm in records.resources(ids.VM, mentions=nic.id)
         }
     for vm_id, allowed in behind.items():
         azure.machines.open_ssh(vm_id, allowed)
@@ -40,6 +40,17 @@ KINDS = {"network.rules": Kind(_enforce, settle=network.settle_put)}
 def _nics(records: Records, vm: Resource) -> list[Resource]:
     found = [records.resource(one["id"]) for one in vm.body["properties"]["networkProfile"]["networkInterfaces"]]
     return [nic for nic in found if nic is not None]
+
+
+def _nics_behind(records: Records, nsg_id: str) -> list[Resource]:
+    """Those that the group holds for, itself or at their subnet."""
+    subnets = [
+        subnet["id"]
+        for vnet in records.resources(ids.VNET, mentions=nsg_id)
+        for subnet in vnet.body["properties"]["subnets"]
+    ]
+    users = [nic for user in (nsg_id, *subnets) for nic in records.resources(ids.NIC, mentions=user)]
+    return [nic for nic in users if any(same(nsg.id, nsg_id) for nsg in _groups_of(records, nic))]
 
 
 def _groups_of(records: Records, nic: Resource) -> list[Resource]:

@@ -11,7 +11,7 @@ from cloudtrain.emulator import ids
 from cloudtrain.emulator.machines import OffCause
 from cloudtrain.emulator.operations import Azure
 from cloudtrain.emulator.routes import Route
-from cloudtrain.emulator.store import Json, Resource
+from cloudtrain.emulator.store import Json, Records, Resource
 from cloudtrain.emulator.wire import Answer, ArmError, Request, same, zulu
 
 _CUSTOMER, _PLATFORM, _VM = "Customer Initiated", "Platform Initiated", "VM Initiated"
@@ -123,13 +123,22 @@ def query(azure: Azure, request: Request) -> Answer:
             raise _not_emulated(text)
         wanted.append((match["field"].lower(), match["value"]))
     with azure.store.read() as records:
-        rows = [_row(vm) for vm in records.resources(ids.VM) if vm.private.get("annotation")]
+        rows = [_row(vm) for vm in _asked_for(records, wanted) if vm.private.get("annotation")]
     data = [{"properties": row} for row in rows if all(_holds(row, *each) for each in wanted)]
     count = len(data)
     return Answer(
         200,
         {"totalRecords": count, "count": count, "data": data, "facets": [], "resultTruncated": "false"},
     )
+
+
+def _asked_for(records: Records, wanted: list[tuple[str, str]]) -> list[Resource]:
+    """The VMs among which those are that are wanted."""
+    named = [value for field, value in wanted if field == "properties.targetresourceid"]
+    if not named:
+        return records.resources(ids.VM)
+    vm = records.resource(named[0])
+    return [vm] if vm is not None and same(vm.type, ids.VM) else []
 
 
 def _holds(row: Json, field: str, value: str) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import ipaddress
+import secrets
 from dataclasses import dataclass
 
 from cloudtrain.emulator import ids, network, operations, preconditions
@@ -20,8 +21,11 @@ _SUFFIX = "bx.internal.cloudapp.net"
 
 
 def _free_address(records: Records) -> str:
-    taken = {ip.body["properties"].get("ipAddress") for ip in records.resources(ids.PUBLIC_IP)}
-    return next(str(address) for address in _ADDRESSES.hosts() if str(address) not in taken)
+    """Anyone of the range, as Azure draws from its own."""
+    while True:
+        address = str(_ADDRESSES[secrets.randbelow(_ADDRESSES.num_addresses - 2) + 1])
+        if not records.resources(ids.PUBLIC_IP, mentions=address):
+            return address
 
 
 def _check_sku(given: Json, properties: Json) -> Json:
@@ -145,7 +149,7 @@ def _private_address(records: Records, subnet: Json, wanted: str | None) -> str:
     block = ipaddress.ip_network(subnet["properties"]["addressPrefix"])
     taken = {
         configuration["properties"].get("privateIPAddress")
-        for nic in records.resources(ids.NIC)
+        for nic in records.resources(ids.NIC, mentions=subnet["id"])
         for configuration in nic.body["properties"]["ipConfigurations"]
         if same(configuration["properties"]["subnet"]["id"], subnet["id"])
     }

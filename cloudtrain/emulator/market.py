@@ -12,7 +12,12 @@ NO_LIMIT = -1.0
 
 
 def is_spot(vm: Resource) -> bool:
-    return str(vm.body["properties"].get("priority", "Regular")).lower() in SPOT_PRIORITIES
+    return _spot(str(vm.body["properties"].get("priority", "")))
+
+
+def _spot(priority: str) -> bool:
+    """priority: of a VM; '' where none was given."""
+    return priority.lower() in SPOT_PRIORITIES
 
 
 def spot_price(records: Records, size: Size, region: str) -> float:
@@ -37,14 +42,18 @@ def limit(records: Records, name: str, region: str) -> int:
 def usage(records: Records, region: str, *, apart_from: Resource | None = None) -> dict[str, int]:
     """Cores by usage name. Deallocated VMs count: they keep their quota."""
     counted: dict[str, int] = {"lowPriorityCores": 0, "cores": 0, "virtualMachines": 0}
-    for vm in records.resources(ids.VM):
-        if vm.location.lower() != region.lower() or (apart_from is not None and vm.key == apart_from.key):
-            continue
-        counted["virtualMachines"] += 1
-        size = catalog.SIZES[vm.body["properties"]["hardwareProfile"]["vmSize"].lower()]
-        for name in ("lowPriorityCores",) if is_spot(vm) else ("cores", size.family):
-            counted[name] = counted.get(name, 0) + size.vcpus
+    for name, priority, count in records.vm_sizes(region):
+        _count(counted, name, _spot(priority), count)
+    if apart_from is not None and apart_from.location.lower() == region.lower():
+        _count(counted, apart_from.body["properties"]["hardwareProfile"]["vmSize"], is_spot(apart_from), -1)
     return counted
+
+
+def _count(counted: dict[str, int], size_name: str, spot: bool, vms: int) -> None:
+    size = catalog.SIZES[size_name.lower()]
+    counted["virtualMachines"] += vms
+    for name in ("lowPriorityCores",) if spot else ("cores", size.family):
+        counted[name] = counted.get(name, 0) + vms * size.vcpus
 
 
 def check_quota(records: Records, size: Size, region: str, *, spot: bool, known: Resource | None) -> None:

@@ -254,7 +254,7 @@ def configurations_in(records: Records, subnet_id: str) -> list[str]:
     """The ids of the ipConfigurations whose network interfaces use the subnet."""
     return [
         configuration["id"]
-        for nic in records.resources(ids.NIC)
+        for nic in records.resources(ids.NIC, mentions=subnet_id)
         for configuration in nic.body["properties"]["ipConfigurations"]
         if same(configuration["properties"].get("subnet", {}).get("id", ""), subnet_id)
     ]
@@ -506,12 +506,12 @@ def _users_of_nsg(records: Records, nsg: Resource) -> tuple[list[str], list[str]
     """The ids of the network interfaces and of the subnets that refer to it."""
     nics = [
         nic.id
-        for nic in records.resources(ids.NIC)
+        for nic in records.resources(ids.NIC, mentions=nsg.id)
         if same((nic.body["properties"].get("networkSecurityGroup") or {}).get("id", ""), nsg.id)
     ]
     subnets = [
         subnet["id"]
-        for vnet in records.resources(ids.VNET)
+        for vnet in records.resources(ids.VNET, mentions=nsg.id)
         for subnet in vnet.body["properties"]["subnets"]
         if same((subnet["properties"].get("networkSecurityGroup") or {}).get("id", ""), nsg.id)
     ]

@@ -42,7 +42,9 @@ def _of_vm(vm: Resource) -> str:
 
 def known(records: Records, principal: str) -> bool:
     """The caller, or the managed identity of a VM."""
-    return same(principal, caller(records)) or any(same(principal, _of_vm(vm)) for vm in records.resources(ids.VM))
+    return same(principal, caller(records)) or any(
+        same(principal, _of_vm(vm)) for vm in records.resources(ids.VM, mentions=principal)
+    )
 
 
 def _mac(records: Records, audience: str, principal: str) -> str:

@@ -20,8 +20,11 @@ from typing import Any
 Json = dict[str, Any]
 
 APPLICATION_ID = 0x43545241  # 'CTRA'
-SCHEMA_VERSION = 1
-SCHEMA = """
+SCHEMA_VERSION = 2
+_VM_TYPE = "microsoft.compute/virtualmachines"
+_VM_SIZE = "json_extract(body, '$.body.properties.hardwareProfile.vmSize')"
+_VM_PRIORITY = "json_extract(body, '$.body.properties.priority')"
+SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE resources (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, id TEXT NOT NULL, type TEXT NOT NULL,
@@ -29,6 +32,12 @@ CREATE TABLE resources (
   body TEXT NOT NULL, private TEXT NOT NULL);
 CREATE INDEX resources_by_type ON resources (type, grp);
 CREATE INDEX resources_by_group ON resources (grp);
+CREATE INDEX resources_by_name ON resources (name COLLATE NOCASE, type);
+CREATE INDEX vms_by_size ON resources (location COLLATE NOCASE, {_VM_SIZE}, {_VM_PRIORITY})
+  WHERE type = '{_VM_TYPE}';
+CREATE TABLE mentions (
+  word TEXT NOT NULL, resource INTEGER NOT NULL, PRIMARY KEY (word, resource)) WITHOUT ROWID;
+CREATE INDEX mentions_by_resource ON mentions (resource);
 CREATE TABLE operations (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, kind TEXT NOT NULL, target TEXT NOT NULL,
   grp TEXT NOT NULL, status TEXT NOT NULL, started REAL NOT NULL, ready REAL NOT NULL, performed REAL, ended REAL,
@@ -156,13 +165,19 @@ class Records:
         return None if row is None else _resource(row)
 
     def resources(
-        self, type_: str | None = None, group: str | None = None, *, name: str | None = None
+        self,
+        type_: str | None = None,
+        group: str | None = None,
+        *,
+        name: str | None = None,
+        mentions: str | None = None,
     ) -> list[Resource]:
         """In the order of creation. Types, groups and names compare without case; children come with their parents'
-        group."""
+        group. mentions: only those whose body refers to the resource of that id, or has that principal or address."""
         where, values = ["1"], []
         if type_ is not None:
-            where.append("type = ?")
+            # The plus: what refers to one thing is few, all of one type may be many.
+            where.append("type = ?" if mentions is None else "+type = ?")
             values.append(type_.lower())
         if group is not None:
             where.append("grp = ?")
@@ -170,6 +185,9 @@ class Records:
         if name is not None:
             where.append("name = ? COLLATE NOCASE")
             values.append(name)
+        if mentions is not None:
+            where.append("seq IN (SELECT resource FROM mentions WHERE word = ?)")
+            values.append(mentions.lower())
         rows = self._sql.execute(f"{_SELECT} WHERE {' AND '.join(where)} ORDER BY seq", values)
         return [_resource(row) for row in rows]
 
@@ -177,6 +195,15 @@ class Records:
         start = resource_id.lower() + "/"
         rows = self._sql.execute(f"{_SELECT} WHERE key >= ? AND key < ? ORDER BY seq", (start, start + "\U0010ffff"))
         return [_resource(row) for row in rows]
+
+    def vm_sizes(self, location: str) -> list[tuple[str, str, int]]:
+        """Size, priority ('' where none was given) and number of the VMs there, on or off."""
+        rows = self._sql.execute(
+            f"SELECT {_VM_SIZE}, {_VM_PRIORITY}, COUNT(*) FROM resources WHERE type = '{_VM_TYPE}' "
+            f"AND location = ? COLLATE NOCASE GROUP BY {_VM_SIZE}, {_VM_PRIORITY}",
+            (location,),
+        )
+        return [(str(size), str(priority or ""), int(count)) for size, priority, count in rows]
 
     def put(self, resource: Resource) -> Resource:
         """Insert or replace; the seq of an existing resource stays."""
@@ -201,10 +228,15 @@ class Records:
             values,
         ).fetchone()
         resource.seq = int(row[0])
+        self._sql.execute("DELETE FROM mentions WHERE resource = ?", (resource.seq,))
+        words = {word for word in _mentioned(resource.body) if not word.startswith(resource.key)}
+        self._sql.executemany("INSERT INTO mentions VALUES (?, ?)", [(word, resource.seq) for word in words])
         return resource
 
     def delete(self, resource_id: str) -> None:
-        self._sql.execute("DELETE FROM resources WHERE key = ?", (resource_id.lower(),))
+        key = (resource_id.lower(),)
+        self._sql.execute("DELETE FROM mentions WHERE resource IN (SELECT seq FROM resources WHERE key = ?)", key)
+        self._sql.execute("DELETE FROM resources WHERE key = ?", key)
 
     # operations
     def operation(self, seq: int) -> Operation | None:
@@ -254,7 +286,7 @@ class Records:
 
     def clear(self) -> None:
         """Everything goes; numbers go on, so that no lock is ever taken for another piece of work."""
-        for table in ("meta", "resources", "operations"):
+        for table in ("meta", "resources", "mentions", "operations"):
             self._sql.execute(f"DELETE FROM {table}")
 
 
@@ -263,6 +295,18 @@ _SELECT_OPERATION = (
     "SELECT seq, id, kind, target, status, started, ready, performed, ended, arguments, result, error, secret "
     "FROM operations"
 )
+
+
+def _mentioned(part: Any, key: str = "") -> Iterator[str]:
+    """By what a resource's body refers to others: their ids, and the principals and addresses that are its own."""
+    if isinstance(part, dict):
+        for name, value in part.items():
+            yield from _mentioned(value, name)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _mentioned(value)
+    elif isinstance(part, str) and (part.startswith("/subscriptions/") or key in ("principalId", "ipAddress")):
+        yield part.lower()
 
 
 def _stored_type(resource: Resource) -> str:
