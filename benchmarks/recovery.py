@@ -9,10 +9,10 @@ trainer's own start is not counted.
 
 Weeks: for each of Azure's eviction bands, runs on `simulated` machines beside each other in one embedded Azure, under a
 simulated clock. Evictions at random at the band's middle rate, seven in ten with notice, every second run with the
-policy Delete; capacity gone for hours after some of them, in a zone, a region or everywhere; an outage of Azure's API
-each day; and the watcher killed at a tenth of its looks, at one of its requests. Each run has to end with the hash
-chain of a run that was left alone. The limit of goodput is M / (M + R): mean time between evictions, and
-from an eviction to the first new step, as it was in the run, waiting for capacity included.
+policy Delete; operations as long as recorded on Azure; capacity gone for hours now and then, in a zone, a region or
+everywhere; an outage of Azure's API each day; and the watcher killed at a tenth of its looks, at one of its requests.
+Each run has to end with the hash chain of a run that was left alone. The limit of goodput is M / (M + R): mean time
+between evictions, and from an eviction to the first new step, as it was in the run, waiting for capacity included.
 """
 
 import argparse
@@ -42,10 +42,15 @@ from benchmarks.up import TRAINER, Steps
 BANDS = {"0-5": 0.025, "5-10": 0.075, "10-15": 0.125, "15-20": 0.175, "20+": 0.25}
 KILLED_LOOKS = 0.1
 NOTICED = 0.7
-WITHOUT_CAPACITY = 0.3
 SHORTAGE_HOURS = 2.0
+# Mean hours from one shortage of capacity to the next, by location and zone: a third of all evictions fall into one.
+SHORTAGES = {("eastus", "1"): 12.0, ("eastus", None): 24.0, (None, None): 48.0}
+# From an eviction to the look that sees it: Azure takes most of it to deallocate the VM.
+EVICTED_SECONDS = 45.0
+# Nobody sleeps less: each look at what is under way costs real time.
+SHORTEST_SLEEP = 20.0
 # Between two looks at a run that trains.
-HEALTHY_HOURS = 6.0
+HEALTHY_HOURS = 12.0
 
 
 def main() -> None:
@@ -159,7 +164,7 @@ def _operation(emulator: Any, kind: str, after: float) -> Any:
 
 
 class SimulatedClock:
-    """Time passes only where somebody waits for it, or is told to."""
+    """Time passes only where somebody waits for it, or is told to. Whoever sleeps is woken late."""
 
     def __init__(self) -> None:
         self._now = datetime(2026, 1, 1, tzinfo=UTC)
@@ -168,11 +173,12 @@ class SimulatedClock:
         return self._now
 
     def sleep(self, seconds: float) -> None:
-        self._now += timedelta(seconds=max(0.0, seconds))
+        self._now += timedelta(seconds=max(SHORTEST_SLEEP, seconds))
 
     def until(self, moment: float) -> None:
         # A datetime is whole microseconds: what is less than one away would never come.
-        self.sleep(max(1e-5, moment - self._now.timestamp()) if moment > self._now.timestamp() else 0.0)
+        if moment > self._now.timestamp():
+            self._now += timedelta(seconds=max(1e-5, moment - self._now.timestamp()))
 
 
 class Killed(BaseException):
@@ -242,7 +248,7 @@ _NAMES = {f"band{n}": (band, rate) for n, (band, rate) in enumerate(BANDS.items(
 
 @dataclass
 class Life:
-    """One run of the world. look, evict: when the next of each is due. unseen: evictions that nobody has looked at."""
+    """One run of the world. look, evict: when the next of each is due. killed: its watchers."""
 
     run: str
     rate: float
@@ -251,7 +257,12 @@ class Life:
     look: float = 0.0
     evict: float = 0.0
     killed: int = 0
+    evicted: int = 0
     result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def next(self) -> float:
+        return min(self.look, self.evict)
 
 
 class World:
@@ -269,7 +280,9 @@ class World:
         *,
         killed_looks: float = KILLED_LOOKS,
         shortage_hours: float = SHORTAGE_HOURS,
+        shortages: dict[tuple[str | None, str | None], float] = SHORTAGES,
     ) -> None:
+        from cloudtrain.azure import retries
         from cloudtrain.azure.session import AZURE_POLL_SECONDS, on_emulator
         from cloudtrain.emulator import settings
         from cloudtrain.emulator.embedded import EmbeddedAzure
@@ -278,16 +291,17 @@ class World:
         from cloudtrain.workflow.context import Context
 
         self.home, self.chance = home, random.Random(seed)
-        self.killed_looks, self.shortage_hours = killed_looks, shortage_hours
+        self.killed_looks, self.shortage_hours, self.shortages = killed_looks, shortage_hours, shortages
         self.clock = SimulatedClock()
         self.job = Job(steps=int(hours * 60), step_seconds=60.0, checkpoint_seconds=600.0, upload_seconds=5.0)
         self.machines = SimulatedMachines(self.clock, SimulatedGuest(), self.job)
         self.azure = FragileCloud(
             EmbeddedAzure(home / "azure", clock=self.clock, machines=self.machines), random.Random(f"{seed} kills")
         )
-        # As seldom as on Azure: each look at a thing that takes a minute costs real time.
-        self.session = on_emulator(self.azure, self.clock, poll_seconds=AZURE_POLL_SECONDS)
+        self.session = on_emulator(self.azure, self.clock, retries.AZURE, AZURE_POLL_SECONDS)
+        self.azure.set(lambda records, _: settings.set_latency(records, "azure", 1.0))
         self.context = Context(self.session, self.clock, Steps())
+        self.day = int(self._now() // 86400)
         cores = 100 * len(rates)
         self.azure.set(lambda records, _: settings.set_quota(records, "spot_cores", cores, None))
         self.azure.set(lambda records, _: settings.set_quota(records, "cores", cores, None))
@@ -303,20 +317,47 @@ class World:
     def _told(self) -> dict[str, dict[str, Any]]:
         for life in self.lives:
             self._begin(life)
-        waiting = [(min(life.look, life.evict), n) for n, life in enumerate(self.lives)]
+        waiting: list[tuple[float, int, Any]] = [(life.next, n, life) for n, life in enumerate(self.lives)]
+        waiting += [(self._next(every), -n, place) for n, (place, every) in enumerate(self.shortages.items(), 1)]
         heapq.heapify(waiting)
-        while waiting:
-            moment, n = heapq.heappop(waiting)
-            life = self.lives[n]
+        while any(not life.result for life in self.lives):
+            moment, n, what = heapq.heappop(waiting)
+            self._tell(moment)
             self.clock.until(moment)
-            self._live(life)
-            if not life.result:
-                heapq.heappush(waiting, (min(life.look, life.evict), n))
+            if n < 0:
+                self._shortage(*what)
+                heapq.heappush(waiting, (self._next(self.shortages[what]), n, what))
+                continue
+            self._live(what)
+            if not what.result:
+                heapq.heappush(waiting, (what.next, n, what))
         left = len(self.azure.status()["resource_groups"]) - len(self._of_azure())
         orphans = left + len(self.machines.strays()) + len(self.azure.status()["storage_accounts"])
         self.lives[0].result["orphans"] += orphans
         self.session.__exit__(None, None, None)
         return {life.run: life.result for life in self.lives}
+
+    def _tell(self, moment: float) -> None:
+        """How far it is, each simulated day."""
+        day = int(moment // 86400)
+        if day > self.day:
+            self.day = day
+            ended = sum(bool(life.result) for life in self.lives)
+            evicted = sum(life.evicted for life in self.lives)
+            print(
+                f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d}: {ended} of {len(self.lives)} have ended, {evicted} evictions so far",
+                file=sys.stderr,
+            )
+
+    def _next(self, hours: float) -> float:
+        """When the next of what comes every so many hours, in the mean."""
+        return self._now() + self.chance.expovariate(1 / hours) * 3600
+
+    def _shortage(self, location: str | None, zone: str | None) -> None:
+        from cloudtrain.emulator import settings
+
+        until = self._next(self.shortage_hours)
+        self.azure.set(lambda records, _: settings.set_shortage(records, None, zone, location, until))
 
     def _of_azure(self) -> list[str]:
         return [name for name in self.azure.status()["resource_groups"] if name == "NetworkWatcherRG"]
@@ -358,17 +399,12 @@ class World:
             self._look(life)
 
     def _evict(self, life: Life) -> None:
-        from cloudtrain.emulator import settings
-
         vm = self._vm(life)
         if not vm or not self.machines.may_be_evicted(vm):
             return
+        life.evicted += 1
         self.machines.evict(vm, 30.0 if life.chance.random() < NOTICED else 0.0)
-        life.look = self._now() + 30.0
-        if life.chance.random() < WITHOUT_CAPACITY:
-            until = self._now() + life.chance.expovariate(1 / self.shortage_hours) * 3600
-            where = life.chance.choice([("eastus", "1"), ("eastus", None), (None, None)])
-            self.azure.set(lambda records, _: settings.set_shortage(records, None, where[1], where[0], until))
+        life.look = self._now() + EVICTED_SECONDS
 
     def _look(self, life: Life) -> None:
         """A watcher that looks once; another one each time, and some of them do not survive it."""
@@ -380,7 +416,7 @@ class World:
         if self._now() % 86400 < 1200:
             return  # Azure's API is out of reach for twenty minutes a day
         doomed = life.chance.random() < self.killed_looks
-        self.azure.doom(life.chance.randrange(40) if doomed else None)
+        self.azure.doom(life.chance.randrange(30) if doomed else None)
         release, lease.release = lease.release, (lambda *_: None) if doomed else lease.release
         try:
             found = watch(self.context, life.run, once=True, emit=print_not)

@@ -23,8 +23,14 @@ class Image:
 
 
 def find(session: Session, location: str, urn: str) -> Image:
-    """urn: publisher:offer:sku:version. Raises Refused where the region does not have the image."""
-    found = _version(session, location, urn)
+    """urn: publisher:offer:sku:version. Looked up once. Raises Refused where the region does not have the image."""
+    if (location, urn) not in session.images:
+        session.images[location, urn] = _image(_version(session, location, urn))
+    image: Image = session.images[location, urn]
+    return image
+
+
+def _image(found: Any) -> Image:
     plan = found.plan and {"name": found.plan.name, "product": found.plan.product, "publisher": found.plan.publisher}
     return Image(
         version=found.name,

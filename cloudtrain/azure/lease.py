@@ -54,28 +54,31 @@ def take(session: Session, group: Group, holder: str, now: float, *, by_force: b
         return True
     if held.by != holder and held.until > now and not by_force:
         return False
-    if group.storage_account and not _take_blob(session, group, holder, now, by_force=by_force):
+    decided = _take_blob(session, group, holder, now, by_force=by_force) if group.storage_account else None
+    if decided is False:
         return False
     _write(session, group, Lease(holder, round(now + SECONDS, 1)))
+    if decided:
+        return True
     found = groups.find(session, group.run)
     return found is not None and of(found).by == holder
 
 
 def release(session: Session, group: Group, holder: str) -> None:
     """Let the next one have it at once. A lease that somebody else took meanwhile stays theirs."""
+    if group.storage_account and _give_back_blob(session, group, holder):
+        return
     found = groups.find(session, group.run)
     if found is not None and not found.deleting and of(found).by == holder:
-        if found.storage_account:
-            _give_back_blob(session, found, holder)
         _write(session, found, Lease())
 
 
-def _take_blob(session: Session, group: Group, holder: str, now: float, *, by_force: bool) -> bool:
-    """False where another holder has it. Where the blobs are closed to this login, the tag has to do."""
+def _take_blob(session: Session, group: Group, holder: str, now: float, *, by_force: bool) -> bool | None:
+    """False where another holder has it; None where the tag has to do, for the blobs are closed to this login."""
     try:
         blob = _blob(session, group)
         if blob is None:
-            return True
+            return None
         with storage.translated_blobs("looking who watches"):
             held, etag = _read(blob)
         if held.by != holder and held.until > now and not by_force:
@@ -84,25 +87,30 @@ def _take_blob(session: Session, group: Group, holder: str, now: float, *, by_fo
     except CloudtrainError as error:
         if error.exit_code is Exit.UNREACHABLE:
             raise
-        return True
+        return None
 
 
-def _give_back_blob(session: Session, group: Group, holder: str) -> None:
+def _give_back_blob(session: Session, group: Group, holder: str) -> bool:
+    """Whether the blob was this holder's. The tag goes first: as long as the blob is held nobody else writes it."""
     try:
         blob = _blob(session, group)
-        if blob is not None:
-            with storage.translated_blobs("giving back the watch"):
-                held, etag = _read(blob)
-            if held.by == holder:
-                _written(blob, Lease(), etag)
+        if blob is None:
+            return False
+        with storage.translated_blobs("giving back the watch"):
+            held, etag = _read(blob)
+        if held.by != holder:
+            return False
+        _write(session, group, Lease())
+        _written(blob, Lease(), etag)
     except CloudtrainError:
-        # It ends by itself.
-        return
+        # What is left of it ends by itself.
+        return False
+    return True
 
 
 def _blob(session: Session, group: Group) -> Any:
-    found = storage.find(session, group)
-    return None if found is None else storage.open_container(session, found).get_blob_client(BLOB)
+    container = storage.opened(session, group)
+    return None if container is None else container.get_blob_client(BLOB)
 
 
 def _read(blob: Any) -> tuple[Lease, str]:

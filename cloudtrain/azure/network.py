@@ -6,10 +6,16 @@ from cloudtrain.azure import names
 from cloudtrain.azure.errors import is_missing, translated
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.session import Session
+from cloudtrain.azure.words import word
 
 
 def create_vnet(session: Session, group: Group) -> str:
     """Make the network with its one subnet; returns the subnet's id. Made already: nothing changes."""
+    name = names.vnet(group.run, group.elsewhere)
+    known = _made_before(session.network.virtual_networks, group, name)
+    ours = [subnet.id for subnet in (known.subnets or [] if known else []) if subnet.name == names.SUBNET]
+    if ours:
+        return str(ours[0])
     body: dict[str, Any] = {
         "location": group.place.location,
         "properties": {
@@ -19,7 +25,7 @@ def create_vnet(session: Session, group: Group) -> str:
     }
     with translated("creating the virtual network"):
         made = session.network.virtual_networks.begin_create_or_update(
-            group.name, names.vnet(group.run, group.elsewhere), body, polling=session.polling()
+            group.name, name, body, polling=session.polling()
         ).result()
     return str(made.subnets[0].id)
 
@@ -28,12 +34,50 @@ def create_nsg(session: Session, group: Group) -> str:
     """Make the security group, or give it the rules that the spec asks for; returns its id. Azure's own rules deny
     every other inbound connection from outside."""
     rules = [_ssh_rule(group.spec.ssh)] if group.spec.ssh else []
+    name = names.nsg(group.run, group.elsewhere)
+    known = _made_before(session.network.network_security_groups, group, name)
+    if known is not None and _rules_of(known) == rules:
+        return str(known.id)
     body = {"location": group.place.location, "properties": {"securityRules": rules}}
     with translated("creating the network security group"):
         made = session.network.network_security_groups.begin_create_or_update(
-            group.name, names.nsg(group.run, group.elsewhere), body, polling=session.polling()
+            group.name, name, body, polling=session.polling()
         ).result()
     return str(made.id)
+
+
+def _made_before(operations: Any, group: Group, name: str) -> Any:
+    """The network or security group, where it is there and whole: making it again would take Azure 10 s."""
+    from azure.core.exceptions import HttpResponseError
+
+    with translated("looking for the network"):
+        try:
+            found = operations.get(group.name, name)
+        except HttpResponseError as error:
+            if is_missing(error):
+                return None
+            raise
+    return found if word(found.provisioning_state) == "Succeeded" else None
+
+
+def _rules_of(nsg: Any) -> list[dict[str, Any]]:
+    """As `create_nsg` writes them."""
+    return [
+        {
+            "name": rule.name,
+            "properties": {
+                "protocol": word(rule.protocol),
+                "sourcePortRange": rule.source_port_range,
+                "sourceAddressPrefix": rule.source_address_prefix,
+                "destinationAddressPrefix": rule.destination_address_prefix,
+                "destinationPortRange": rule.destination_port_range,
+                "access": word(rule.access),
+                "priority": rule.priority,
+                "direction": word(rule.direction),
+            },
+        }
+        for rule in nsg.security_rules or []
+    ]
 
 
 SSH_RULE = "ssh"

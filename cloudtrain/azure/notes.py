@@ -26,7 +26,11 @@ def memory(group: Group) -> Memory:
 
 
 def set_memory(session: Session, group: Group, new: Memory) -> None:
-    groups.set_tags(session, group, {TAG_MEMORY: msgspec.json.encode(new).decode()})
+    groups.set_tags(session, group, _memory_tags(new))
+
+
+def _memory_tags(new: Memory | None) -> dict[str, str]:
+    return {} if new is None else {TAG_MEMORY: msgspec.json.encode(new).decode()}
 
 
 def history(group: Group) -> Record:
@@ -37,14 +41,22 @@ def history(group: Group) -> Record:
         return Record()
 
 
-def add(session: Session, group: Group, event: Event) -> None:
-    """Note one thing that happened just now, beside whatever was noted since `group` was read."""
+def add(session: Session, group: Group, event: Event, memory: Memory | None = None) -> None:
+    """Note one thing that happened just now, beside whatever was noted since `group` was read, and what recovery is to
+    remember of it."""
     now = groups.find(session, group.run)
     if now is not None and not now.deleting:
-        append(session, now, [event])
+        append(session, now, [event], memory=memory)
 
 
-def append(session: Session, group: Group, events: list[Event], *, read: tuple[int, int] | None = None) -> Record:
+def append(
+    session: Session,
+    group: Group,
+    events: list[Event],
+    *,
+    read: tuple[int, int] | None = None,
+    memory: Memory | None = None,
+) -> Record:
     """Add events to the history; what does not fit any more is folded into its sums, the oldest first. Returns it.
 
     read: how far the guest's own events were taken over, and the generation of its disk. Tags know no condition on a
@@ -57,7 +69,7 @@ def append(session: Session, group: Group, events: list[Event], *, read: tuple[i
         if wanted == held:
             break
         wanted = _fitting(wanted, group)
-        groups.set_parts(session, group, TAG_HISTORY, packed(wanted))
+        groups.set_parts(session, group, TAG_HISTORY, packed(wanted), _memory_tags(memory))
         found = groups.find(session, group.run)
         if found is None:
             break

@@ -71,7 +71,9 @@ class Capabilities:
 class Session(AbstractContextManager["Session"]):
     """Clients for one subscription of one cloud. Clients are made on first use: their imports cost up to 0.6 s each.
 
-    login: which credential was used. price_list: whose prices `prices` answers."""
+    login: which credential was used. price_list: whose prices `prices` answers. opened: the runs' blob containers, by
+    the group's id; whoever keeps a session for long forgets them now and then, for rights and accounts change. images:
+    the VM images that were looked up, by location and URN: what they are never changes."""
 
     def __init__(
         self,
@@ -111,6 +113,8 @@ class Session(AbstractContextManager["Session"]):
         self._set_notice = set_notice
         self._ssh_address = ssh_address
         self._close = close
+        self.opened: dict[str, Any] = {}
+        self.images: dict[tuple[str, str], Any] = {}
 
     @cached_property
     def principal(self) -> tuple[str, str]:

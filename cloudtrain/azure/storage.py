@@ -281,6 +281,17 @@ def open_container(session: Session, storage: Storage) -> Any:
     )
 
 
+def opened(session: Session, group: Group) -> Any:
+    """As `open_container`, found and tried once for as long as the session keeps what it opened; None where the run
+    has no account."""
+    if group.id not in session.opened:
+        found = find(session, group)
+        if found is None:
+            return None
+        session.opened[group.id] = open_container(session, found)
+    return session.opened[group.id]
+
+
 def open_with_key(session: Session, storage: Storage, clock: Clock) -> Any:
     """The run's container, to read and write by an account key, which is allowed from now on. Raises Refused."""
     storage = _allow_keys(session, storage)

@@ -137,8 +137,8 @@ def match(method: str, path: str) -> tuple[Route, dict[str, str]]:
     segments = path.strip("/").split("/")
     fitting = [
         (route, names)
-        for route in ROUTES
-        if route.method == method and (names := _names(route.path.strip("/").split("/"), segments)) is not None
+        for route, rule in _BY_LENGTH.get((method, len(segments)), ()) + _AT_ANY_SCOPE.get(method, ())
+        if (names := _names(rule, segments)) is not None
     ]
     if not fitting:
         raise _not_emulated(method, path)
@@ -147,10 +147,28 @@ def match(method: str, path: str) -> tuple[Route, dict[str, str]]:
     return route, names
 
 
+def _by(key: Callable[[Route, list[str]], Any]) -> dict[Any, tuple[tuple[Route, list[str]], ...]]:
+    """The routes with the parts of their paths, by a key; without those whose key is None."""
+    found: dict[Any, tuple[tuple[Route, list[str]], ...]] = {}
+    for route in ROUTES:
+        rule = route.path.strip("/").split("/")
+        if key(route, rule) is not None:
+            found[key(route, rule)] = (*found.get(key(route, rule), ()), (route, rule))
+    return found
+
+
+def _has_scope(rule: list[str]) -> bool:
+    return rule[0].startswith("<path:")
+
+
+_BY_LENGTH = _by(lambda route, rule: None if _has_scope(rule) else (route.method, len(rule)))
+_AT_ANY_SCOPE = _by(lambda route, rule: route.method if _has_scope(rule) else None)
+
+
 def _names(rule: list[str], segments: list[str]) -> dict[str, str] | None:
     """What a rule's `<names>` stand for; None when the path is another one. `<path:scope>` takes any number."""
     names: dict[str, str] = {}
-    if rule[0].startswith("<path:"):
+    if _has_scope(rule):
         scope = len(segments) - len(rule) + 1
         if scope < 1:
             return None
@@ -231,9 +249,8 @@ def _check_api_version(query: Mapping[str, str]) -> str:
     return given
 
 
-def _check_subscription(azure: Azure, path: str) -> str:
-    with azure.store.read() as records:
-        ours = records.setting("subscription_id") or ""
+def _check_subscription(records: Records, path: str) -> str:
+    ours = records.setting("subscription_id") or ""
     parts = path.strip("/").split("/")
     if len(parts) > 1 and same(parts[0], "subscriptions") and not same(parts[1], ours):
         raise ArmError(
@@ -286,7 +303,8 @@ class App:
         try:
             with self.azure.store.read() as records:
                 principal = _principal(records, environ)
-            route, names, request = self._prepare(environ, method)
+                subscription = _check_subscription(records, path_of(environ))
+            route, names, request = self._prepare(environ, method, subscription)
             if principal is not None:
                 with self.azure.store.read() as records:
                     roles.check(records, self.azure.now(), principal, method, request.path)
@@ -316,9 +334,10 @@ class App:
         start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", list(headers.items()))
         return [payload]
 
-    def _prepare(self, environ: dict[str, Any], method: str) -> tuple[Route, dict[str, str], Request]:
+    def _prepare(
+        self, environ: dict[str, Any], method: str, subscription: str
+    ) -> tuple[Route, dict[str, str], Request]:
         path = path_of(environ)
-        subscription = _check_subscription(self.azure, path)
         query = parse_query(str(environ.get("QUERY_STRING", "")))
         api_version = _check_api_version(query)
         route, names = match(method, path)

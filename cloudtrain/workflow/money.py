@@ -91,10 +91,8 @@ def _stored(ctx: Context, group: Group, rates: Standing, now: float) -> float:
 def _gib(ctx: Context, group: Group) -> float:
     """0 where nobody here can see it: it is cents."""
     try:
-        found = storage.find(ctx.session, group) if group.storage_account else None
-        if found is None:
-            return 0.0
-        return sum(blob.size for blob in blobs.list_blobs(storage.open_container(ctx.session, found))) / 2**30
+        container = storage.opened(ctx.session, group) if group.storage_account else None
+        return 0.0 if container is None else sum(blob.size for blob in blobs.list_blobs(container)) / 2**30
     except CloudtrainError:
         return 0.0
 

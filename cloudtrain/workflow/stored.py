@@ -48,8 +48,7 @@ def readable(ctx: Context, group: Group) -> Any:
     if not group.storage_account:
         return None
     try:
-        account = storage.find(ctx.session, group)
-        return None if account is None else _there(lambda: storage.open_container(ctx.session, account))
+        return _there(lambda: storage.opened(ctx.session, group))
     except CloudtrainError as error:
         ctx.progress.note(f"The run's storage cannot be read, so its VM is asked: {error.message}")
         return None

@@ -65,7 +65,6 @@ def watch(ctx: Context, run: str, *, once: bool, emit: Callable[[WatchLine], Non
     clock = _Keeping(ctx.clock)
     watcher = _Watcher(replace(ctx, clock=clock), run, emit, lease.new_holder())
     clock.keep = watcher.keep
-    group = groups.get(ctx.session, run)
     try:
         while True:
             look = watcher.look()
@@ -73,7 +72,7 @@ def watch(ctx: Context, run: str, *, once: bool, emit: Callable[[WatchLine], Non
                 return look.result
             ctx.clock.sleep(interval(ctx))
     finally:
-        watcher.leave(group)
+        watcher.leave()
 
 
 def search_on(ctx: Context, run: str, refusal: Refused) -> None:
@@ -159,14 +158,18 @@ class _Watcher:
     doubt: str = ""
     stored: float = 0.0
     stored_at: float | None = None
+    # As it was read last.
+    group: Group | None = None
     news: list[Event] = field(default_factory=list)
 
     def look(self) -> _Look:
         """Once it has begun it never ends because a request was refused or lost: that says nothing of the run."""
         self.told, self.seen, self.news, self.doubt = None, None, [], ""
+        self.ctx.session.opened.clear()
         try:
             look = self._look()
         except NoSuchRun:
+            self.taken_at = None
             if not self.said:
                 raise
             return self._say("deleted", Do.NOTHING, "the run is gone", over=True)
@@ -181,8 +184,9 @@ class _Watcher:
         return look
 
     def _look(self) -> _Look:
-        group = groups.get(self.ctx.session, self.run)
+        group = self.group = groups.get(self.ctx.session, self.run)
         if group.deleting:
+            self.taken_at = None
             return self._say("deleting", Do.NOTHING, "the run is being deleted", over=True)
         vm = vms.find(self.ctx.session, group)
         self.taken_at = self._now()
@@ -214,9 +218,11 @@ class _Watcher:
             # The next wait tries again; what is under way is not held up by it.
             return
 
-    def leave(self, group: Group) -> None:
+    def leave(self) -> None:
+        if self.group is None or self.taken_at is None:
+            return
         try:
-            lease.release(self.ctx.session, group, self.holder)
+            lease.release(self.ctx.session, self.group, self.holder)
         except CloudtrainError:
             # Out of reach: the lease ends by itself.
             return
@@ -364,7 +370,7 @@ class _Watcher:
     def _bring_back(
         self, group: Group, vm: Vm | None, observation: Observation, action: Action, place: Place
     ) -> Memory:
-        if not self._still_wanted():
+        if self._still_wanted() is None:
             return observation.memory
         try:
             if action.do is Do.RECREATE:
@@ -375,9 +381,10 @@ class _Watcher:
             self._record(group, "refused", where=place.in_words, why=refusal.code)
             return recovery.after_refusal(observation, place, refusal.code, refusal.blocks or Blocks.SIZE)
         what = {Do.START: "started", Do.RESIZE: "resized", Do.RECREATE: "recreated"}[action.do]
-        power.note(self.ctx, groups.get(self.ctx.session, self.run), what)
         self.looks = 0
-        if not self._still_wanted():
+        now = self._still_wanted()
+        power.note(self.ctx, now or groups.get(self.ctx.session, self.run), what)
+        if now is None:
             # Somebody ran `stop` while the VM was being started, and may have found it off.
             vms.deallocate(self.ctx.session, group, self.ctx.clock)
         return recovery.after_start(observation.memory)
@@ -390,30 +397,44 @@ class _Watcher:
         with self.ctx.progress.step("starting the VM", usually="about a minute on Azure"):
             vms.start(self.ctx.session, group, self.ctx.clock)
 
-    def _still_wanted(self) -> bool:
+    def _still_wanted(self) -> Group | None:
+        """The run as it is now; None where it is not to run any more."""
         now = groups.find(self.ctx.session, self.run)
-        return now is not None and not now.deleting and now.intent is Intent.RUNNING and now.watched
+        wanted = now is not None and not now.deleting and now.intent is Intent.RUNNING and now.watched
+        return now if wanted else None
 
     # what is noted, and said
 
     def _note(self, group: Group, vm: Vm | None, before: Observation, observation: Observation) -> None:
         if observation.memory == before.memory:
             return
-        if observation.memory.off_since and not before.memory.off_since:
-            why = "" if observation.user_stopped is False else "Azure tells no cause"
-            gone = observation.power is Power.GONE
-            self._record(group, "evicted", where=observation.place.in_words, why=why, gone=gone)
-        notes.set_memory(self.ctx.session, group, observation.memory)
+        memory = observation.memory
+        if not memory.off_since or before.memory.off_since:
+            notes.set_memory(self.ctx.session, group, memory)
+            return
+        why = "" if observation.user_stopped is False else "Azure tells no cause"
+        gone = observation.power is Power.GONE
+        self._record(group, "evicted", where=observation.place.in_words, why=why, gone=gone, memory=memory)
 
-    def _record(self, group: Group, what: str, *, where: str = "", why: str = "", gone: bool = False) -> None:
+    def _record(
+        self,
+        group: Group,
+        what: str,
+        *,
+        where: str = "",
+        why: str = "",
+        gone: bool = False,
+        memory: Memory | None = None,
+    ) -> None:
+        """memory: noted in the same write."""
         event = Event(at=self._now(), what=what, place=where, why=why[:120])
         if gone:
             # Its disk and its address went with it.
             event = msgspec.structs.replace(event, disk=0.0, address=0.0)
-        notes.add(self.ctx.session, group, event)
+        notes.add(self.ctx.session, group, event, memory)
 
     def _conclude(self, group: Group, vm: Vm | None, action: Action, memory: Memory) -> _Look:
-        if action.do in CHANGING or self.told is not None:
+        if action.do in CHANGING or (self.told is not None and self.told.finished):
             group = groups.get(self.ctx.session, self.run)
             vm = vms.find(self.ctx.session, group)
         state = state_of(group, vm, self.told)

@@ -12,7 +12,10 @@ from benchmarks.recovery import World
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_whatever_happens_every_run_finishes_as_if_it_had_been_left_alone(tmp_path: Path) -> None:
     rates = {"deallocated": 2.0, "deleted": 2.0, "calm": 0.3}
-    lives = World(tmp_path, rates, hours=3, seed="two", killed_looks=0.3, shortage_hours=0.3).told()
+    shortages = {("eastus", "1"): 0.5, ("eastus", None): 1.0, (None, None): 2.0}
+    lives = World(
+        tmp_path, rates, hours=3, seed="two", killed_looks=0.3, shortage_hours=0.3, shortages=shortages
+    ).told()
     for run, told in lives.items():
         assert told["exact"], (run, told)
         assert told["lost_with_notice"] == 0 and told["intervals_lost"] <= 1.01, (run, told)
