@@ -342,12 +342,9 @@ class World:
         day = int(moment // 86400)
         if day > self.day:
             self.day = day
-            ended = sum(bool(life.result) for life in self.lives)
-            evicted = sum(life.evicted for life in self.lives)
-            print(
-                f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d}: {ended} of {len(self.lives)} have ended, {evicted} evictions so far",
-                file=sys.stderr,
-            )
+            ended, evicted = sum(bool(life.result) for life in self.lives), sum(life.evicted for life in self.lives)
+            today = datetime.fromtimestamp(moment, UTC)
+            print(f"{today:%Y-%m-%d}: {ended} of {len(self.lives)} ended, {evicted} evictions so far", file=sys.stderr)
 
     def _next(self, hours: float) -> float:
         """When the next of what comes every so many hours, in the mean."""
