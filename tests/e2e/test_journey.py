@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import REPOSITORY, CommandLine
+from .conftest import EVICTIONS, REPOSITORY, CommandLine
 from .journey import Journey, removed, whole_run
 
 pytest.importorskip("tensorflow", reason="the trainer is the extra 'trainer'")
 
-# Small enough for a test, long enough to be evicted six times.
+# Small enough for a test, long enough for what is done to it.
 SMALL_JOB = ("--image-size", "64", "--batch-size", "16", "--epochs", "9", "--seed", "7")
+EVICTED_JOB = (*SMALL_JOB, "--epochs", str(3 + EVICTIONS))
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +26,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The digest over all variables of the small job, run from start to end by itself."""
     directory = tmp_path_factory.mktemp("undisturbed")
     subprocess.run(
-        [sys.executable, "-m", "trainer", "--dataset", "silhouettes", *SMALL_JOB],
+        [sys.executable, "-m", "trainer", "--dataset", "silhouettes", *EVICTED_JOB],
         cwd=REPOSITORY,
         env=os.environ | {"CHECKPOINT_DIR": str(directory / "models"), "TFDS_DATA_DIR": str(directory / "data")},
         check=True,
@@ -54,24 +55,24 @@ def events(eviction: dict) -> list[str]:
     return [entry["event"] for entry in eviction["timeline"]]
 
 
-def test_six_evictions_leave_the_same_weights_as_a_run_left_alone(cloudtrain: CommandLine, undisturbed: str) -> None:
-    up = cloudtrain("up", "horses", "--json", "--", *SMALL_JOB)
+def test_evictions_leave_the_same_weights_as_a_run_left_alone(cloudtrain: CommandLine, undisturbed: str) -> None:
+    up = cloudtrain("up", "horses", "--json", "--", *EVICTED_JOB)
     assert up.data["created"] and up.data["state"] == "running"
     assert "rehearsal" in up.err and "--cloud azure" in up.err and "silhouettes" in up.err
-    for _ in range(3):
+    for _ in range(EVICTIONS // 2):
         warned = cloudtrain("simulate-eviction", "horses", "--notice", "20", "--json").data
         assert warned["steps_lost"] == 0, warned
         assert warned["saved_step"] == warned["resumed_step"], warned
         assert warned["notice_seconds"] > 0
         times = [entry["at_seconds"] for entry in warned["timeline"]]
         assert times == sorted(times)
-    for _ in range(3):
+    for _ in range(EVICTIONS // 2):
         cut = cloudtrain("simulate-eviction", "horses", "--notice", "0", "--json").data
         assert cut["notice_seconds"] == 0
         assert isinstance(cut["steps_lost"], int) and cut["steps_lost"] >= 0, cut
     status = until_finished(cloudtrain, "horses")
-    assert status["training"]["resumes"] == 6
-    assert (status["recovery"]["evictions"], status["recovery"]["with_notice"]) == (6, 3)
+    assert status["training"]["resumes"] == EVICTIONS
+    assert (status["recovery"]["evictions"], status["recovery"]["with_notice"]) == (EVICTIONS, EVICTIONS // 2)
     assert status["training"]["digest"] == undisturbed
     down = cloudtrain("down", "horses", "--json").data
     assert down["deleted"] and down["left"] == []

@@ -1,10 +1,9 @@
 """In real time, on VMs that are processes: a run whose VM is deleted again and again, under watchers that are killed.
 
-CLOUDTRAIN_EVICTIONS=10 makes it a long one."""
+CLOUDTRAIN_EVICTIONS says how often."""
 
 import hashlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -13,10 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.conftest import CommandLine, Outcome, cloudtrain  # noqa: F401  # fixture
+from tests.e2e.conftest import EVICTIONS, CommandLine, Outcome, cloudtrain  # noqa: F401  # fixture
 
-STEPS = 50 * int(os.environ.get("CLOUDTRAIN_EVICTIONS", "3"))
-EVICTIONS = STEPS // 50
+STEPS = 50 * EVICTIONS
 SMALL = Path(__file__).parents[1] / "e2e" / "small_trainer.py"
 # The command line with a trainer that starts at once, and leases that do not outlive a killed watcher for long.
 DRIVER = f"""
