@@ -12,7 +12,7 @@ from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState, Vm
-from cloudtrain.errors import Refused
+from cloudtrain.errors import CloudtrainError, Refused
 from cloudtrain.guest.observation import GuestEvent, Observation
 from cloudtrain.recovery import history as told
 from cloudtrain.recovery.history import Event, Record
@@ -100,20 +100,41 @@ def told_in_storage(container: Any, record: Record) -> list[Event]:
     return [event for event in events if event.at > since]
 
 
-def take_over(ctx: Context, group: Group, seen: Observation) -> list[Event]:
-    """Keep what an observation tells of the guest's events from `where_read_to` on; returns what is new."""
+def read(ctx: Context, group: Group) -> tuple[Observation, list[Event]]:
+    """Where the guest of a VM that is on stands, and what is new of its events, which are kept: from storage where it
+    wrote there a moment ago, else by asking it. Raises GuestUnreachable, Refused."""
+    return _read_stored(ctx, group) or _read_guest(ctx, group)
+
+
+def _read_guest(ctx: Context, group: Group) -> tuple[Observation, list[Event]]:
+    seen = training.observe(ctx, group, events=where_read_to(group))
     events = [event for each in seen.events if (event := in_our_words(each)) is not None]
     known = notes.history(group)
     if events or seen.events_offset != where_read_to(group):
-        read = (seen.events_offset, group.generation)
-        notes.append(ctx.session, group, events, read=read)
-    return [event for event in events if event not in known.events]
+        notes.append(ctx.session, group, events, read=(seen.events_offset, group.generation))
+    return seen, [event for event in events if event not in known.events]
+
+
+def _read_stored(ctx: Context, group: Group) -> tuple[Observation, list[Event]] | None:
+    container, known = stored.readable(ctx, group), notes.history(group)
+    if container is None:
+        return None
+    try:
+        seen = stored.observation(container)
+        if seen is None or not stored.is_fresh(ctx, group, seen):
+            return None
+        held = set(known.events)
+        fresh = [event for event in told.added(known, told_in_storage(container, known)).events if event not in held]
+    except CloudtrainError:
+        return None
+    if fresh:
+        notes.append(ctx.session, group, fresh)
+    return seen, fresh
 
 
 def _take_all_over(ctx: Context, group: Group) -> Record:
     while True:
-        seen = training.observe(ctx, group, events=where_read_to(group))
-        take_over(ctx, group, seen)
+        seen, _ = _read_guest(ctx, group)
         group = groups.get(ctx.session, group.run)
         if not seen.events:
             return notes.history(group)

@@ -132,7 +132,7 @@ def _told(ctx: Context, group: Group, vm: Vm | None) -> _Told:
         return last
     if seen is None or not stored.is_fresh(ctx, group, seen):
         return _ask(ctx, group, vm, seen, events)
-    live = _dated(training.of(seen), seen)
+    live = training.dated(seen)
     _keep_the_end(ctx, group, live)
     return _Told(live, "storage", live, note=_in_passing(ctx, group, vm, seen), events=events)
 
@@ -150,7 +150,7 @@ def _last_told(group: Group, seen: Observation | None, events: list[Event]) -> _
     if seen is None or not stored.is_current(group, seen):
         last = last_known(group.progress)
         return _Told(last, "tags" if last else "", events=events)
-    last = msgspec.structs.replace(_dated(training.of(seen), seen), under_way=False)
+    last = msgspec.structs.replace(training.dated(seen), under_way=False)
     return _Told(last, "storage", last if last.finished else None, events=events)
 
 
@@ -170,11 +170,6 @@ def _ask(ctx: Context, group: Group, vm: Vm, last: Observation | None, events: l
 def _keep_the_end(ctx: Context, group: Group, seen: Training) -> None:
     if seen.finished and group.intent is not Intent.FINISHED:
         training.remember(ctx, group, seen)
-
-
-def _dated(seen: Training, observed: Observation) -> Training:
-    at = datetime.fromtimestamp(observed.time, UTC).isoformat(timespec="seconds")
-    return msgspec.structs.replace(seen, as_of=at)
 
 
 def _in_passing(ctx: Context, group: Group, vm: Vm, seen: Observation) -> str:

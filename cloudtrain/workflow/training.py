@@ -7,6 +7,7 @@ import base64
 import codecs
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import msgspec
@@ -200,6 +201,12 @@ def of(seen: Observation) -> Training:
     )
 
 
+def dated(seen: Observation) -> Training:
+    """As `of`, of an observation that may be some seconds old."""
+    at = datetime.fromtimestamp(seen.time, UTC).isoformat(timespec="seconds")
+    return msgspec.structs.replace(of(seen), as_of=at)
+
+
 def remember(ctx: Context, group: Group, training: Training, more: Mapping[str, str] | None = None) -> None:
     """Keep with the group what was seen: that its disk holds work, how far it was, and whether the run is finished.
     more: other tags of the same write."""
@@ -310,7 +317,7 @@ def _of_start(outcome: StartOutcome) -> Training:
 
 def _remembered(ctx: Context, training: Training) -> LastProgress:
     return LastProgress(
-        at=ctx.clock.now().isoformat(timespec="seconds"),
+        at=training.as_of or ctx.clock.now().isoformat(timespec="seconds"),
         step=training.step,
         total=training.total_steps,
         epoch=training.epoch,

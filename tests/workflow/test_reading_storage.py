@@ -52,6 +52,25 @@ def test_status_tells_what_the_guest_wrote_without_asking_the_vm(stored: StoredR
     assert "(from storage)" in stored.cli("status", "horses").out
 
 
+def test_a_watcher_reads_storage_keeps_what_is_new_and_does_not_ask_the_vm(stored: StoredRun) -> None:
+    now = time.time()
+    stored.guest()
+    stored.events({"time": now - 50, "event": "first_step"}, {"time": now - 40, "event": "notice"})
+    asked = stored.count_run_commands()
+    assert "step 12 of 300" in stored.cli("watch", "horses", "--once").out
+    stored.guest(progress={"step": 20, "total_steps": 300, "saved_step": 20})
+    stored.events({"time": now - 5, "event": "first_step", "resumed_from_step": 10, "steps_lost": 2})
+    assert "resumed from step 10, 2 steps lost" in stored.cli("watch", "horses", "--once").out
+    assert asked() == 0
+    # What the tags tell is no older than storage, so that whoever reads next need not ask the VM either.
+    assert stored.data("status", "horses")["source"] == "storage" and asked() == 0
+    kept = groups.get(stored.session, "horses").progress
+    assert (kept.step, kept.saved) == (20, 20)
+    stored.guest(old=70.0)
+    assert stored.cli("watch", "horses", "--once").code == 0
+    assert asked() == 1
+
+
 def _epoch(iso: str) -> float:
     from datetime import datetime
 
