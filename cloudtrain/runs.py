@@ -8,13 +8,13 @@ import fcntl
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cloudtrain.errors import CloudtrainError
+from cloudtrain.files import write_whole
 from cloudtrain.spec import CLOUDS, Unfit, public_key_line
 
 _PULLED = "pulled.json"
@@ -41,7 +41,7 @@ def remember(home: Path, run: str, hint: Hint) -> None:
     known = recall(home, hint.cloud, run)
     content = asdict(hint) | ({"created": known.created} if known else {})
     place = _private_directory(directory(home, hint.cloud, run), home)
-    _write(place / "run.json", json.dumps(content, indent=1).encode() + b"\n", 0o600)
+    write_whole(place / "run.json", json.dumps(content, indent=1).encode() + b"\n", 0o600)
 
 
 def recall(home: Path, cloud: str, run: str) -> Hint | None:
@@ -68,7 +68,7 @@ def known_runs(home: Path, cloud: str) -> list[str]:
 def remember_pull(home: Path, cloud: str, run: str, where: Path) -> None:
     """Keeps where the run's files come home to."""
     place = _private_directory(directory(home, cloud, run), home)
-    _write(place / _PULLED, json.dumps({"directory": str(where)}).encode() + b"\n", 0o600)
+    write_whole(place / _PULLED, json.dumps({"directory": str(where)}).encode() + b"\n", 0o600)
 
 
 def last_pull(home: Path, cloud: str, run: str) -> Path | None:
@@ -118,7 +118,7 @@ def _restore_public(place: Path) -> str | None:
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
         return None
     line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-    _write(place / "id_rsa.pub", line.encode() + b"\n", 0o600)
+    write_whole(place / "id_rsa.pub", line.encode() + b"\n", 0o600)
     return line
 
 
@@ -134,8 +134,8 @@ def _make_pair(place: Path, comment: str) -> str:
     key = generate_private_key(public_exponent=65537, key_size=3072)
     private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode() + f" {comment}"
-    _write(place / "id_rsa", private, 0o600)
-    _write(place / "id_rsa.pub", line.encode() + b"\n", 0o600)
+    write_whole(place / "id_rsa", private, 0o600)
+    write_whole(place / "id_rsa.pub", line.encode() + b"\n", 0o600)
     return line
 
 
@@ -162,18 +162,3 @@ def _locked(place: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Whole or not at all, whenever the power goes: written aside, synced, renamed."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

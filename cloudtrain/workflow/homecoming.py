@@ -2,10 +2,8 @@
 and nothing is ever deleted. What was written there is noted in it, so that this holds from any machine, after any end.
 """
 
-import contextlib
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from cloudtrain.azure import blobs
 from cloudtrain.azure.blobs import BlobInfo
 from cloudtrain.azure.group import Group
 from cloudtrain.errors import CloudtrainError
+from cloudtrain.files import write_whole
 from cloudtrain.workflow.context import Context
 
 NOTE = ".cloudtrain-pull.json"
@@ -186,15 +185,4 @@ def _would_overwrite(directory: Path, paths: list[str]) -> CloudtrainError:
 
 
 def _write_note(directory: Path, note: Note) -> None:
-    """Whole or not at all, whenever the power goes."""
-    descriptor, temporary = tempfile.mkstemp(dir=directory, prefix=NOTE)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(note), indent=1) + b"\n")
-            file.flush()
-            os.fsync(descriptor)
-        Path(temporary).replace(directory / NOTE)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
+    write_whole(directory / NOTE, msgspec.json.format(msgspec.json.encode(note), indent=1) + b"\n")
