@@ -19,6 +19,8 @@ import argparse
 import functools
 import hashlib
 import heapq
+import importlib
+import itertools
 import json
 import random
 import statistics
@@ -26,9 +28,12 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -45,6 +50,7 @@ NOTICED = 0.7
 SHORTAGE_HOURS = 2.0
 # Mean hours from one shortage of capacity to the next, by location and zone: a third of all evictions fall into one.
 SHORTAGES = {("eastus", "1"): 12.0, ("eastus", None): 24.0, (None, None): 48.0}
+BEGUN_EVERY_SECONDS = 10.0
 # From an eviction to the look that sees it: Azure takes most of it to deallocate the VM.
 EVICTED_SECONDS = 45.0
 # Nobody sleeps less: each look at what is under way costs real time.
@@ -62,8 +68,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    # A watcher that is killed takes the SDK's own threads with it: nothing to tell.
-    told, threading.excepthook = threading.excepthook, lambda each: None if each.exc_type is Killed else told(each)
     found: dict[str, Any] = {}
     if arguments.trials:
         with tempfile.TemporaryDirectory() as home:
@@ -163,22 +167,66 @@ def _operation(emulator: Any, kind: str, after: float) -> Any:
 # weeks
 
 
-class SimulatedClock:
-    """Time passes only where somebody waits for it, or is told to. Whoever sleeps is woken late."""
+class Timeline:
+    """A clock for many actors, of whom one acts at a time while the others sleep. Whoever sleeps is woken late."""
 
     def __init__(self) -> None:
         self._now = datetime(2026, 1, 1, tzinfo=UTC)
+        self._due: list[tuple[datetime, int, Callable[[], None]]] = []
+        self._count = itertools.count()
+        self._idle = threading.Semaphore(0)
+        self._failure: BaseException | None = None
 
     def now(self) -> datetime:
         return self._now
 
     def sleep(self, seconds: float) -> None:
-        self._now += timedelta(seconds=max(SHORTEST_SLEEP, seconds))
+        woken = threading.Event()
+        self._at(self._now + timedelta(seconds=max(SHORTEST_SLEEP, seconds)), woken.set)
+        self._idle.release()
+        woken.wait()
 
-    def until(self, moment: float) -> None:
-        # A datetime is whole microseconds: what is less than one away would never come.
-        if moment > self._now.timestamp():
-            self._now += timedelta(seconds=max(1e-5, moment - self._now.timestamp()))
+    def act(self, moment: float, work: Callable[[], None]) -> None:
+        """Have somebody do that, at a moment in epoch seconds."""
+        actor = threading.Thread(target=self._work, args=(work,), daemon=True)
+        self._at(datetime.fromtimestamp(moment, UTC), actor.start)
+
+    def play(self) -> None:
+        """Until nobody has anything to do any more."""
+        while self._due and self._failure is None:
+            moment, _, go_on = heapq.heappop(self._due)
+            self._now = max(self._now, moment)
+            go_on()
+            self._idle.acquire()
+        if self._failure is not None:
+            raise self._failure
+
+    def _at(self, moment: datetime, go_on: Callable[[], None]) -> None:
+        heapq.heappush(self._due, (moment, next(self._count), go_on))
+
+    def _work(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - an actor's thread has nobody to raise to: whoever plays does
+            self._failure = error
+        finally:
+            self._idle.release()
+
+
+class AtOnce:
+    """A thread whose work is done when it is started: an actor is one thread, whatever works for it in others."""
+
+    def __init__(self, target: Callable[..., Any], args: tuple[Any, ...] = (), **_: Any) -> None:
+        self._work = functools.partial(target, *args)
+
+    def start(self) -> None:
+        self._work()
+
+    def join(self, timeout: float | None = None) -> None:
+        """It has ended."""
+
+    def is_alive(self) -> bool:
+        return False
 
 
 class Killed(BaseException):
@@ -186,29 +234,27 @@ class Killed(BaseException):
 
 
 class FragileCloud:
-    """The embedded Azure, asked by a watcher that is killed at one of its requests: before it is sent, or before its
-    answer is heard."""
+    """The embedded Azure, asked by watchers of whom some are killed at one of their requests: before it is sent, or
+    before its answer is heard."""
 
     def __init__(self, azure: Any, chance: random.Random) -> None:
         self._azure, self._chance = azure, chance
-        self._left: int | None = None
+        self._actor = threading.local()
 
     def doom(self, requests: int | None) -> None:
-        self._left = requests
-
-    @property
-    def dead(self) -> bool:
-        return self._left is not None and self._left <= 0
+        """Whoever calls has so many requests left; None: any number."""
+        self._actor.left = requests
+        self._actor.heard = self._chance.random() < 0.5
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        if self._left is None:
+        left = getattr(self._actor, "left", None)
+        if left is None:
             return self._azure(environ, start_response)
-        self._left -= 1
-        if self._left < 0 or (self._left == 0 and self._chance.random() < 0.5):
-            # The SDK asks after operations in threads of its own: they are dead, too.
+        if left <= 0:
             raise Killed
+        self._actor.left = left - 1
         answer = self._azure(environ, start_response)
-        if self._left == 0:
+        if left == 1 and not self._actor.heard:
             raise Killed
         return answer
 
@@ -248,21 +294,19 @@ _NAMES = {f"band{n}": (band, rate) for n, (band, rate) in enumerate(BANDS.items(
 
 @dataclass
 class Life:
-    """One run of the world. look, evict: when the next of each is due. killed: its watchers."""
+    """One run of the world. plan: the number of its next look, by which an earlier one is known. unseen: whether it was
+    evicted since the last look began. killed: its watchers."""
 
     run: str
     rate: float
     delete: bool
     chance: random.Random
-    look: float = 0.0
-    evict: float = 0.0
+    plan: int = 0
+    looking: bool = False
+    unseen: bool = False
     killed: int = 0
     evicted: int = 0
     result: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def next(self) -> float:
-        return min(self.look, self.evict)
 
 
 class World:
@@ -292,7 +336,7 @@ class World:
 
         self.home, self.chance = home, random.Random(seed)
         self.killed_looks, self.shortage_hours, self.shortages = killed_looks, shortage_hours, shortages
-        self.clock = SimulatedClock()
+        self.clock = Timeline()
         self.job = Job(steps=int(hours * 60), step_seconds=60.0, checkpoint_seconds=600.0, upload_seconds=5.0)
         self.machines = SimulatedMachines(self.clock, SimulatedGuest(), self.job)
         self.azure = FragileCloud(
@@ -301,7 +345,6 @@ class World:
         self.session = on_emulator(self.azure, self.clock, retries.AZURE, AZURE_POLL_SECONDS)
         self.azure.set(lambda records, _: settings.set_latency(records, "azure", 1.0))
         self.context = Context(self.session, self.clock, Steps())
-        self.day = int(self._now() // 86400)
         cores = 100 * len(rates)
         self.azure.set(lambda records, _: settings.set_quota(records, "spot_cores", cores, None))
         self.azure.set(lambda records, _: settings.set_quota(records, "cores", cores, None))
@@ -310,51 +353,51 @@ class World:
         ]
 
     def told(self) -> dict[str, dict[str, Any]]:
-        # A simulated guest writes no blobs.
-        with patch("cloudtrain.workflow.stored.holds", lambda _, group, step: self.machines.holds(group.name, step)):
+        with ExitStack() as changes:
+            for module in ("azure.core.polling._poller", "cloudtrain.together"):
+                importlib.import_module(module)
+                at_once = SimpleNamespace(Thread=AtOnce, Event=threading.Event)
+                changes.enter_context(patch(f"{module}.threading", at_once))
+            # A simulated guest writes no blobs.
+            holds = lambda _, group, step: self.machines.holds(group.name, step)  # noqa: E731
+            changes.enter_context(patch("cloudtrain.workflow.stored.holds", holds))
             return self._told()
 
     def _told(self) -> dict[str, dict[str, Any]]:
-        for life in self.lives:
-            self._begin(life)
-        waiting: list[tuple[float, int, Any]] = [(life.next, n, life) for n, life in enumerate(self.lives)]
-        waiting += [(self._next(every), -n, place) for n, (place, every) in enumerate(self.shortages.items(), 1)]
-        heapq.heapify(waiting)
-        while any(not life.result for life in self.lives):
-            moment, n, what = heapq.heappop(waiting)
-            self._tell(moment)
-            self.clock.until(moment)
-            if n < 0:
-                self._shortage(*what)
-                heapq.heappush(waiting, (self._next(self.shortages[what]), n, what))
-                continue
-            self._live(what)
-            if not what.result:
-                heapq.heappush(waiting, (what.next, n, what))
+        for n, life in enumerate(self.lives):
+            self.clock.act(self._now() + n * BEGUN_EVERY_SECONDS, functools.partial(self._begin, life))
+        for place, every in self.shortages.items():
+            self.clock.act(self._after(self.chance, every), functools.partial(self._shortage, place, every))
+        self.clock.act(self._now() + 86400, self._tell)
+        self.clock.play()
         left = len(self.azure.status()["resource_groups"]) - len(self._of_azure())
         orphans = left + len(self.machines.strays()) + len(self.azure.status()["storage_accounts"])
         self.lives[0].result["orphans"] += orphans
         self.session.__exit__(None, None, None)
         return {life.run: life.result for life in self.lives}
 
-    def _tell(self, moment: float) -> None:
+    @property
+    def _over(self) -> bool:
+        return all(life.result for life in self.lives)
+
+    def _tell(self) -> None:
         """How far it is, each simulated day."""
-        day = int(moment // 86400)
-        if day > self.day:
-            self.day = day
-            ended, evicted = sum(bool(life.result) for life in self.lives), sum(life.evicted for life in self.lives)
-            today = datetime.fromtimestamp(moment, UTC)
-            print(f"{today:%Y-%m-%d}: {ended} of {len(self.lives)} ended, {evicted} evictions so far", file=sys.stderr)
+        ended, evicted = sum(bool(life.result) for life in self.lives), sum(life.evicted for life in self.lives)
+        print(f"{self.clock.now():%Y-%m-%d}: {ended} of {len(self.lives)} ended, {evicted} evictions", file=sys.stderr)
+        if not self._over:
+            self.clock.act(self._now() + 86400, self._tell)
 
-    def _next(self, hours: float) -> float:
+    def _after(self, chance: random.Random, hours: float) -> float:
         """When the next of what comes every so many hours, in the mean."""
-        return self._now() + self.chance.expovariate(1 / hours) * 3600
+        return self._now() + chance.expovariate(1 / hours) * 3600
 
-    def _shortage(self, location: str | None, zone: str | None) -> None:
+    def _shortage(self, place: tuple[str | None, str | None], every: float) -> None:
         from cloudtrain.emulator import settings
 
-        until = self._next(self.shortage_hours)
+        (location, zone), until = place, self._after(self.chance, self.shortage_hours)
         self.azure.set(lambda records, _: settings.set_shortage(records, None, zone, location, until))
+        if not self._over:
+            self.clock.act(self._after(self.chance, every), functools.partial(self._shortage, place, every))
 
     def _of_azure(self) -> list[str]:
         return [name for name in self.azure.status()["resource_groups"] if name == "NetworkWatcherRG"]
@@ -377,7 +420,13 @@ class World:
         spec = resolve(wanted, self.session.defaults, key_pair(self.home, "embedded", "all")[1])
         spec = msgspec.structs.replace(spec, eviction_policy="Delete" if life.delete else "Deallocate")
         up(self.context, spec)
-        life.look, life.evict = self._now() + 60, self._next_eviction(life)
+        self._plan(life, self._now() + 60)
+        self.clock.act(self._after(life.chance, 1 / life.rate), functools.partial(self._evict, life))
+
+    def _plan(self, life: Life, moment: float) -> None:
+        """The next look; the one that was planned before is not made."""
+        life.plan += 1
+        self.clock.act(moment, functools.partial(self._look, life, life.plan))
 
     def _vm(self, life: Life) -> str:
         """Of the VM that is on; "" where none is."""
@@ -385,60 +434,58 @@ class World:
         assert len(on) <= 2, on
         return on[-1] if on else ""
 
-    def _next_eviction(self, life: Life) -> float:
-        return self._now() + life.chance.expovariate(life.rate) * 3600
-
-    def _live(self, life: Life) -> None:
-        if self._now() >= life.evict:
-            self._evict(life)
-            life.evict = self._next_eviction(life)
-        if self._now() >= life.look:
-            self._look(life)
-
     def _evict(self, life: Life) -> None:
+        if life.result:
+            return
+        self.clock.act(self._after(life.chance, 1 / life.rate), functools.partial(self._evict, life))
         vm = self._vm(life)
         if not vm or not self.machines.may_be_evicted(vm):
             return
-        life.evicted += 1
+        life.evicted, life.unseen = life.evicted + 1, True
         self.machines.evict(vm, 30.0 if life.chance.random() < NOTICED else 0.0)
-        life.look = self._now() + EVICTED_SECONDS
+        if not life.looking:
+            self._plan(life, self._now() + EVICTED_SECONDS)
 
-    def _look(self, life: Life) -> None:
-        """A watcher that looks once; another one each time, and some of them do not survive it."""
-        from cloudtrain.azure import lease
+    def _look(self, life: Life, plan: int) -> None:
+        if life.result or plan != life.plan:
+            return
+        life.looking, life.unseen = True, False
+        following = self._looked(life)
+        life.looking = False
+        if not life.result:
+            self._plan(life, min(following, self._now() + EVICTED_SECONDS) if life.unseen else following)
+
+    def _looked(self, life: Life) -> float:
+        """A watcher that looks once; another one each time, and some of them do not survive it. Returns when the next
+        look is due."""
         from cloudtrain.errors import CloudtrainError
         from cloudtrain.workflow.watch import watch
 
-        life.look = self._now() + 30.0
         if self._now() % 86400 < 1200:
-            return  # Azure's API is out of reach for twenty minutes a day
+            return self._now() + 30  # Azure's API is out of reach for twenty minutes a day
         doomed = life.chance.random() < self.killed_looks
         self.azure.doom(life.chance.randrange(30) if doomed else None)
-        release, lease.release = lease.release, (lambda *_: None) if doomed else lease.release
         try:
             found = watch(self.context, life.run, once=True, emit=print_not)
         except Killed:
             life.killed += 1
-            return
-        except Exception as error:
-            # One of the SDK's threads was killed, and the others did not die in the same instant.
-            life.killed += self.azure.dead
-            if self.azure.dead or isinstance(error, CloudtrainError):
-                return
-            raise
+            return self._now() + 30
+        except CloudtrainError:
+            return self._now() + 30
         finally:
             self.azure.doom(None)
-            lease.release = release
-        if found.action == "nothing" and found.state == "running" and "another watcher" not in found.text:
-            life.look = min(self._now() + 3600 * HEALTHY_HOURS, self._ends(life))
-        elif found.next_look:
-            life.look = max(life.look, datetime.fromisoformat(found.next_look).timestamp() + 1)
         if found.state == "finished" and not self._vm(life):
             self._end(life)
+        if found.action == "nothing" and found.state == "running" and "another watcher" not in found.text:
+            return min(self._now() + 3600 * HEALTHY_HOURS, self._ends(life))
+        waits = datetime.fromisoformat(found.next_look).timestamp() + 1 if found.next_look else 0.0
+        return max(self._now() + 30, waits)
 
     def _ends(self, life: Life) -> float:
         """When training will have finished, if nothing happens."""
         vm = self._vm(life)
+        if not vm:
+            return self._now() + EVICTED_SECONDS
         told = self.machines.training(vm)
         return self._now() + max(60.0, (told.total - told.step + 2) * self.job.step_seconds)
 

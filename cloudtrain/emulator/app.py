@@ -18,7 +18,6 @@ from cloudtrain.emulator import (
     disks,
     faults,
     firewall,
-    health,
     images,
     interfaces,
     marketplace,
@@ -28,6 +27,7 @@ from cloudtrain.emulator import (
     prices,
     principals,
     providers,
+    resource_graph,
     resources,
     roles,
     run_command,
@@ -42,6 +42,7 @@ from cloudtrain.emulator.wire import PATIENCE, Answer, ArmError, Request, guid, 
 
 _MODULES = (
     providers,
+    resource_graph,
     resources,
     network,
     interfaces,
@@ -51,7 +52,6 @@ _MODULES = (
     skus,
     images,
     marketplace,
-    health,
     activity,
     storage,
     authorization,
@@ -87,7 +87,6 @@ _SHOW_EVERYTHING = frozenset(
         "Disks_List",
         "NetworkInterfaces_ListAll",
         "PublicIPAddresses_ListAll",
-        "ResourceGraph_Resources",
     }
 )
 _WINDOW_SECONDS = 180.0

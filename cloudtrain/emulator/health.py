@@ -1,18 +1,15 @@
-"""Resource Health's annotations of VMs, and the one table of Resource Graph that shows them.
+"""Resource Health's annotations of VMs, which Resource Graph shows.
 
 Names: Microsoft's table of VM annotations. Only the latest annotation of a VM is kept, as in Azure. Azure shows it
 minutes later and may write one more (VirtualMachineAllocated) on a start; here it is shown at once. Whether Azure
 annotates a simulated eviction as it does a real one was not seen."""
 
-import re
 from collections.abc import Mapping
 
 from cloudtrain.emulator import ids
 from cloudtrain.emulator.machines import OffCause
-from cloudtrain.emulator.operations import Azure
-from cloudtrain.emulator.routes import Route
-from cloudtrain.emulator.store import Json, Records, Resource
-from cloudtrain.emulator.wire import Answer, ArmError, Request, same, zulu
+from cloudtrain.emulator.store import Json, Resource
+from cloudtrain.emulator.wire import zulu
 
 _CUSTOMER, _PLATFORM, _VM = "Customer Initiated", "Platform Initiated", "VM Initiated"
 # annotation -> reason, summary, context, category
@@ -89,7 +86,10 @@ def _note(vm: Resource, name: str | None, now: float) -> None:
         vm.private["annotation"] = {"name": name, "time": now}
 
 
-def _row(vm: Resource) -> Json:
+def annotation(vm: Resource) -> Json | None:
+    """The latest, as Resource Graph shows it; None where nothing has happened to the VM yet."""
+    if "annotation" not in vm.private:
+        return None
     name = vm.private["annotation"]["name"]
     reason, summary, context, category = _TEXTS[name]
     return {
@@ -102,56 +102,3 @@ def _row(vm: Resource) -> Json:
         "context": context,
         "category": category,
     }
-
-
-# Resource Graph
-
-_CLAUSE = re.compile(r"^where\s+(?P<field>[\w.]+)\s*=~\s*'(?P<value>[^']*)'$", re.IGNORECASE)
-_ANNOTATIONS = "microsoft.resourcehealth/resourceannotations"
-
-
-def query(azure: Azure, request: Request) -> Answer:
-    """HealthResources, filtered by `where FIELD =~ 'VALUE'`, with `project properties` at the end."""
-    text = str(request.object().get("query", ""))
-    table, *clauses = [part.strip() for part in text.split("|")]
-    if not same(table, "HealthResources") or not clauses or not same(clauses[-1], "project properties"):
-        raise _not_emulated(text)
-    wanted = []
-    for clause in clauses[:-1]:
-        match = _CLAUSE.match(clause)
-        if match is None:
-            raise _not_emulated(text)
-        wanted.append((match["field"].lower(), match["value"]))
-    with azure.store.read() as records:
-        rows = [_row(vm) for vm in _asked_for(records, wanted) if vm.private.get("annotation")]
-    data = [{"properties": row} for row in rows if all(_holds(row, *each) for each in wanted)]
-    count = len(data)
-    return Answer(
-        200,
-        {"totalRecords": count, "count": count, "data": data, "facets": [], "resultTruncated": "false"},
-    )
-
-
-def _asked_for(records: Records, wanted: list[tuple[str, str]]) -> list[Resource]:
-    """The VMs among which those are that are wanted."""
-    named = [value for field, value in wanted if field == "properties.targetresourceid"]
-    if not named:
-        return records.resources(ids.VM)
-    vm = records.resource(named[0])
-    return [vm] if vm is not None and same(vm.type, ids.VM) else []
-
-
-def _holds(row: Json, field: str, value: str) -> bool:
-    if field == "type":
-        return same(value, _ANNOTATIONS)
-    held = {f"properties.{key.lower()}": text for key, text in row.items()}
-    return field in held and same(held[field], value)
-
-
-def _not_emulated(text: str) -> ArmError:
-    return ArmError(
-        501, "OperationNotEmulated", f"The embedded Azure's Resource Graph does not know the query '{text}'."
-    )
-
-
-ROUTES = [Route("POST", "/providers/microsoft.resourcegraph/resources", "ResourceGraph_Resources", query)]

@@ -180,7 +180,7 @@ def advance(azure: Azure, seq: int, *, patience: float = 0.0) -> None:
 
 def advance_all(azure: Azure) -> None:
     with azure.store.read() as records:
-        pending = [operation.seq for operation in records.open_operations()]
+        pending = records.due_operations(azure.now())
     for seq in pending:
         # What is taken over from a process that was killed is often done but for its last word.
         advance(azure, seq, patience=0.0 if seq in azure.workers else timing.PATIENCE_SECONDS)

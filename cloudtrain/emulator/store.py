@@ -249,6 +249,14 @@ class Records:
         ).fetchone()
         return None if row is None else _operation(row)
 
+    def due_operations(self, now: float) -> list[int]:
+        """The seq of those open ones that something can be done about at that time."""
+        rows = self._sql.execute(
+            "SELECT seq FROM operations WHERE status = 'InProgress' AND (performed IS NULL OR ready <= ?) ORDER BY seq",
+            (now,),
+        )
+        return [int(row[0]) for row in rows]
+
     def open_operations(self, target: str | None = None, group: str | None = None) -> list[Operation]:
         where, values = ["status = 'InProgress'"], []
         if target is not None:

@@ -3,13 +3,9 @@ any of their requests. `benchmarks/recovery.py` tells longer ones, of a thousand
 
 from pathlib import Path
 
-import pytest
-
 from benchmarks.recovery import World
 
 
-# A watcher that is killed takes the SDK's own threads with it.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_whatever_happens_every_run_finishes_as_if_it_had_been_left_alone(tmp_path: Path) -> None:
     rates = {"deallocated": 2.0, "deleted": 2.0, "calm": 0.3}
     shortages = {("eastus", "1"): 0.5, ("eastus", None): 1.0, (None, None): 2.0}
