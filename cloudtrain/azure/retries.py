@@ -47,12 +47,14 @@ class Retries(RetryPolicy):  # type: ignore[misc]  # azure.core is not typed for
         return bool(super()._is_method_retryable(settings, request, response))
 
 
-def of_blobs(pace: Pace) -> Any:
+def of_blobs(pace: Pace, *, patient: bool = True) -> Any:
     """The blob client has a policy of its own, whose pauses of 18, 24 and 42 s nobody would sit through. It does not
-    send a request again that was refused."""
+    send a request again that was refused. patient: outlast a hiccup of the network; else one try more, for where what
+    the blobs tell can be had elsewhere."""
     from azure.storage.blob import LinearRetry
 
-    return LinearRetry(backoff=4 * pace.backoff, retry_total=ATTEMPTS_AGAIN, random_jitter_range=pace.backoff)
+    attempts = ATTEMPTS_AGAIN if patient else 1
+    return LinearRetry(backoff=4 * pace.backoff, retry_total=attempts, random_jitter_range=pace.backoff)
 
 
 class Polling(ARMPolling):  # type: ignore[misc]

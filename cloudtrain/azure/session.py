@@ -71,9 +71,9 @@ class Capabilities:
 class Session(AbstractContextManager["Session"]):
     """Clients for one subscription of one cloud. Clients are made on first use: their imports cost up to 0.6 s each.
 
-    login: which credential was used. price_list: whose prices `prices` answers. opened: the runs' blob containers, by
-    the group's id; whoever keeps a session for long forgets them now and then, for rights and accounts change. images:
-    the VM images that were looked up, by location and URN: what they are never changes."""
+    login: which credential was used. price_list: whose prices `prices` answers. opened: the runs' blob containers,
+    or why one could not be opened, by the group's id; whoever keeps a session for long forgets them now and then, for
+    rights and accounts change. images: the VM images that were looked up, by location and URN: they never change."""
 
     def __init__(
         self,
@@ -158,8 +158,9 @@ class Session(AbstractContextManager["Session"]):
             self._credential, self.subscription_id, api_version="2022-04-01", **self._options
         )
 
-    def blob_service(self, endpoint: str, credential: Any = None) -> Any:
-        """The blobs of a storage account. credential: an account key with its name; else the login."""
+    def blob_service(self, endpoint: str, credential: Any = None, *, patient: bool = True) -> Any:
+        """The blobs of a storage account. credential: an account key with its name; else the login. patient: see
+        `retries.of_blobs`."""
         from azure.storage.blob import BlobServiceClient
 
         from cloudtrain.azure import retries
@@ -168,7 +169,7 @@ class Session(AbstractContextManager["Session"]):
             endpoint,
             credential=credential or self._credential,
             transport=self._options["transport"],
-            retry_policy=retries.of_blobs(self._pace),
+            retry_policy=retries.of_blobs(self._pace, patient=patient),
             # What is fetched is kept piece by piece, so that an interrupted fetch goes on where it was.
             max_single_get_size=BLOB_PIECE,
             max_chunk_get_size=BLOB_PIECE,

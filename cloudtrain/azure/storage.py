@@ -260,14 +260,16 @@ def revoke(session: Session, storage: Storage) -> None:
 # this side
 
 
-def open_container(session: Session, storage: Storage) -> Any:
-    """The run's container for reading, as azure-storage-blob's ContainerClient. Raises Refused without the right."""
+def open_container(session: Session, storage: Storage, *, patient: bool = True) -> Any:
+    """The run's container for reading, as azure-storage-blob's ContainerClient. Raises Refused without the right.
+    patient: whether trying it outlasts a hiccup of the network, as whatever is read from it later does."""
     from azure.core.exceptions import HttpResponseError
 
     container = session.blob_service(storage.endpoint).get_container_client(CONTAINER)
+    tried = session.blob_service(storage.endpoint, patient=patient).get_container_client(CONTAINER)
     with translated_blobs("reading the run's blobs"):
         try:
-            next(container.list_blobs(results_per_page=1).by_page(), None)
+            next(tried.list_blobs(results_per_page=1).by_page(), None)
             return container
         except HttpResponseError as error:
             if blob_code_of(error) not in _NO_RIGHT:
@@ -282,14 +284,20 @@ def open_container(session: Session, storage: Storage) -> Any:
 
 
 def opened(session: Session, group: Group) -> Any:
-    """As `open_container`, found and tried once for as long as the session keeps what it opened; None where the run
-    has no account."""
+    """As `open_container`, found and tried once, without patience, for as long as the session keeps what came of it;
+    None where the run has no account."""
     if group.id not in session.opened:
-        found = find(session, group)
-        if found is None:
-            return None
-        session.opened[group.id] = open_container(session, found)
-    return session.opened[group.id]
+        try:
+            found = find(session, group)
+            if found is None:
+                return None
+            session.opened[group.id] = open_container(session, found, patient=False)
+        except CloudtrainError as error:
+            session.opened[group.id] = error
+    kept = session.opened[group.id]
+    if isinstance(kept, CloudtrainError):
+        raise kept
+    return kept
 
 
 def open_with_key(session: Session, storage: Storage, clock: Clock) -> Any:

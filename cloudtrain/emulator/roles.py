@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from cloudtrain.emulator import ids, timing
+from cloudtrain.emulator import ids, operations
 from cloudtrain.emulator.store import Records, Resource
 from cloudtrain.emulator.wire import ArmError, same
 
@@ -86,12 +86,12 @@ def asked_for(method: str, path: str) -> tuple[str, str]:
 
 
 def _held(records: Records, now: float, principal: str, scope: str) -> list[str]:
-    """The ids of the roles."""
+    """The ids of the roles that have spread."""
+    spreads = operations.latency(records).seconds("role.spread")
     return [
         _role(assignment)
         for assignment in _at_or_above(records, scope)
-        if same(assignment.body["properties"]["principalId"], principal)
-        and now >= assignment.created + timing.ROLE_SECONDS
+        if same(assignment.body["properties"]["principalId"], principal) and now >= assignment.created + spreads
     ]
 
 

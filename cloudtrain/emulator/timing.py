@@ -24,6 +24,7 @@ REHEARSAL: Mapping[str, float] = {
     "storage.create": 0.15,
     "storage.delete": 0.0,
     "role.assign": 0.0,
+    "role.spread": 0.2,
     "deployment.create": 0.0,  # as long as its resources take
     "runCommand.action": 0.05,
     "runCommand.put": 0.05,
@@ -54,6 +55,7 @@ AZURE: Mapping[str, float] = {
     "storage.create": 20.0,
     "storage.delete": 7.0,
     "role.assign": 4.0,
+    "role.spread": 60.0,
     "deployment.create": 0.0,
     "runCommand.action": 20.0,
     "runCommand.put": 15.0,
@@ -62,7 +64,8 @@ AZURE: Mapping[str, float] = {
 """As recorded on Azure: an empty group 60 s, a network 10 s, a VM 76 s, the start of a stopped VM 8 s, a restart 31 to
 90 s, a redeploy 109 to 123 s, a powerOff 9 to 17 s, a deallocation 8 to 33 s, the deletion of a deallocated VM 0.4 s, a
 managed command's PUT, PATCH and DELETE 15 s each, a storage account 20 s and its deletion 7 s, the assignment of a
-role 4 s (these two are answered when they are done), simulateEviction to deallocated 68 s with its
+role 4 s (these two are answered when they are done), and 30 s to 10 minutes until the blob service knows it,
+simulateEviction to deallocated 68 s with its
 30 s of notice. Assumed, for want of a recording: the start of a deallocated VM as long as its creation, a registration
 and the deletion of a running VM a minute, the rest as the most like it."""
 
@@ -72,9 +75,6 @@ LONGEST_FACTOR = 10.0
 POLL_SECONDS: Mapping[str, float] = {"rehearsal": 0.03, "azure": 10.0}
 """When a client is to look again, in `retry-after-ms`. Never `Retry-After`: it wins over the milliseconds, and 0 means
 azure-core's 30 s."""
-
-ROLE_SECONDS = 0.2
-"""How long a role assignment takes until the blob service knows it (on Azure 30 s to 10 minutes)."""
 
 PATIENCE_SECONDS = 0.1
 """Real time that a request waits for work that it has just begun, before it answers 'in progress'."""

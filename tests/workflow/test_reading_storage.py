@@ -105,6 +105,15 @@ def test_without_the_role_status_notes_it_once_and_asks_the_vm(stored: StoredRun
     assert again.error["code"] == "GuestUnreachable" and again.err.count("storage cannot be read") == 1
 
 
+def test_blobs_that_do_not_answer_are_not_waited_for_where_the_vm_can_be_asked(stored: StoredRun) -> None:
+    stored.guest()
+    stored.data("emulator", "fault", "add", "drop-before", "--on", "Blobs_*", "--count", "1000")
+    told = stored.cli("status", "horses", "--json")
+    assert told.code == 0 and "storage cannot be read" in told.err
+    # Once more, and not the six times of what has to be had.
+    assert stored.data("emulator", "fault", "list")["faults"][0]["struck"] == 2
+
+
 def test_only_azure_says_whether_a_vm_runs(stored: StoredRun) -> None:
     stored.guest()
     power(stored, vms.deallocate)
