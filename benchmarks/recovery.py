@@ -103,9 +103,9 @@ def overhead(home: Path, trials: int, factor: float) -> dict[str, Any]:
 def recoveries(emulator: Any, home: Path, clock: Any, trials: int) -> list[float]:
     """Seconds of each recovery that are ours, under one watcher."""
     from cloudtrain.azure import retries, session
+    from cloudtrain.lifecycle.context import Context
     from cloudtrain.runs import key_pair
     from cloudtrain.spec import Settings, resolve
-    from cloudtrain.workflow.context import Context
     from cloudtrain.workflow.stop import stop
     from cloudtrain.workflow.up import up
     from cloudtrain.workflow.watch import watch
@@ -126,7 +126,7 @@ def recoveries(emulator: Any, home: Path, clock: Any, trials: int) -> list[float
 
 def timed(emulator: Any, context: Any) -> float:
     from cloudtrain.azure import group as groups
-    from cloudtrain.workflow import training
+    from cloudtrain.lifecycle import training
 
     opened = context.session
     opened.set_notice(_vm_id(emulator), 0.0)
@@ -332,7 +332,7 @@ class World:
         from cloudtrain.emulator.embedded import EmbeddedAzure
         from cloudtrain.emulator.machines.simulated import Job, SimulatedMachines
         from cloudtrain.guest.simulated import SimulatedGuest
-        from cloudtrain.workflow.context import Context
+        from cloudtrain.lifecycle.context import Context
 
         self.home, self.chance = home, random.Random(seed)
         self.killed_looks, self.shortage_hours, self.shortages = killed_looks, shortage_hours, shortages
@@ -360,7 +360,7 @@ class World:
                 changes.enter_context(patch(f"{module}.threading", at_once))
             # A simulated guest writes no blobs.
             holds = lambda _, group, step: self.machines.holds(group.name, step)  # noqa: E731
-            changes.enter_context(patch("cloudtrain.workflow.stored.holds", holds))
+            changes.enter_context(patch("cloudtrain.lifecycle.stored.holds", holds))
             return self._told()
 
     def _told(self) -> dict[str, dict[str, Any]]:

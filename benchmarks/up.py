@@ -108,10 +108,10 @@ def measure(home: Path, factor: float) -> dict[str, Any]:
 def figures(emulator: Any, home: Path, clock: Any, factor: float) -> dict[str, Any]:
     steps = Steps()
     from cloudtrain.azure import group, retries, session
+    from cloudtrain.lifecycle import training
+    from cloudtrain.lifecycle.context import Context
     from cloudtrain.runs import key_pair
     from cloudtrain.spec import Settings, resolve
-    from cloudtrain.workflow import training
-    from cloudtrain.workflow.context import Context
     from cloudtrain.workflow.up import up
 
     pace = retries.Pace(retries.AZURE.backoff, retries.AZURE.read_timeout, retries.AZURE.look * factor)

@@ -20,7 +20,7 @@ from cloudtrain.errors import CloudtrainError, Exit
 if TYPE_CHECKING:
     from cloudtrain.config import Target
     from cloudtrain.display import Display
-    from cloudtrain.workflow.context import Context
+    from cloudtrain.lifecycle.context import Context
 
 # typer exports only this leaf of click's errors (and carries its own copy of click since 0.26): the class above it
 # is UsageError, the one above that ClickException.
@@ -122,7 +122,7 @@ class Call:
         machine: what a rehearsal's VMs are to be; None: as they are."""
         from cloudtrain.azure.session import open_session
         from cloudtrain.clock import SystemClock
-        from cloudtrain.workflow.context import Context
+        from cloudtrain.lifecycle.context import Context
 
         _listen_to_requests(self.verbosity)
         clock = SystemClock()

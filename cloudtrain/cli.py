@@ -16,9 +16,9 @@ from cloudtrain.errors import CloudtrainError, Exit
 if TYPE_CHECKING:
     from cloudtrain.config import Target
     from cloudtrain.image import Build
+    from cloudtrain.lifecycle.context import Context
     from cloudtrain.secret_values import SecretValues
     from cloudtrain.spec import RunSpec, Settings
-    from cloudtrain.workflow.context import Context
     from cloudtrain.workflow.plan import Plan
     from cloudtrain.workflow.pull import Destination
 

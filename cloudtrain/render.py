@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
     from cloudtrain.emulator.faults import Faults, Rule
     from cloudtrain.emulator.settings import Settings, Shortage
+    from cloudtrain.lifecycle.money import MoneyInfo
+    from cloudtrain.lifecycle.results import Training, VmInfo
     from cloudtrain.workflow.doctor import DoctorResult
     from cloudtrain.workflow.down import DownResult
     from cloudtrain.workflow.history import HistoryEntry, HistoryResult
     from cloudtrain.workflow.list_runs import ListResult
-    from cloudtrain.workflow.money import MoneyInfo
     from cloudtrain.workflow.plan import Plan
     from cloudtrain.workflow.pull import PullResult
     from cloudtrain.workflow.restart import RestartResult
-    from cloudtrain.workflow.results import Training, VmInfo
     from cloudtrain.workflow.simulate_eviction import EvictionResult
     from cloudtrain.workflow.status import StatusResult
     from cloudtrain.workflow.stop import StopResult

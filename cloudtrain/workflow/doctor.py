@@ -9,8 +9,8 @@ from cloudtrain.azure import preflight
 from cloudtrain.azure import vm as vms
 from cloudtrain.checks import Check, errors_of, failed, passed
 from cloudtrain.errors import CloudtrainError
+from cloudtrain.lifecycle.context import Context
 from cloudtrain.spec import RunSpec
-from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.plan import CheckInfo, check_infos
 from cloudtrain.workflow.preflight import examine, mend
 

@@ -9,8 +9,9 @@ from cloudtrain.azure import group as groups
 from cloudtrain.azure import leftovers, names, network
 from cloudtrain.azure.group import Group
 from cloudtrain.errors import CloudtrainError, Refused
-from cloudtrain.workflow import durable, pull, stored
-from cloudtrain.workflow.context import Context
+from cloudtrain.lifecycle import durable, stored
+from cloudtrain.lifecycle.context import Context
+from cloudtrain.workflow import pull
 from cloudtrain.workflow.pull import Destination, PullResult
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from cloudtrain.lifecycle.context import Context
+from cloudtrain.lifecycle.results import Training
 from cloudtrain.workflow import logs
-from cloudtrain.workflow.context import Context
-from cloudtrain.workflow.results import Training
 from cloudtrain.workflow.status import status
 
 

@@ -14,12 +14,12 @@ from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import CloudtrainError, Refused
 from cloudtrain.guest.observation import GuestEvent, Observation
+from cloudtrain.lifecycle import durable, stored, training
+from cloudtrain.lifecycle.context import Context
+from cloudtrain.lifecycle.money import MoneyInfo, account
+from cloudtrain.lifecycle.state import state_of
 from cloudtrain.recovery import history as told
 from cloudtrain.recovery.history import Event, Record
-from cloudtrain.workflow import durable, stored, training
-from cloudtrain.workflow.context import Context
-from cloudtrain.workflow.money import MoneyInfo, account
-from cloudtrain.workflow.state import state_of
 
 
 class HistoryEntry(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from cloudtrain.azure.blobs import BlobInfo
 from cloudtrain.azure.group import Group
 from cloudtrain.errors import CloudtrainError
 from cloudtrain.files import write_whole
-from cloudtrain.workflow.context import Context
+from cloudtrain.lifecycle.context import Context
 
 NOTE = ".cloudtrain-pull.json"
 _LOOK_SECONDS = 0.5

@@ -5,9 +5,9 @@ import msgspec
 from cloudtrain.azure import group as groups
 from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group
+from cloudtrain.lifecycle.context import Context
+from cloudtrain.lifecycle.state import state_of
 from cloudtrain.together import together
-from cloudtrain.workflow.context import Context
-from cloudtrain.workflow.state import state_of
 
 
 class RunEntry(msgspec.Struct, frozen=True):

@@ -16,9 +16,9 @@ from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import CloudtrainError, Refused
 from cloudtrain.guest import Observation
-from cloudtrain.workflow import power, release, stored, training
-from cloudtrain.workflow.context import Context
-from cloudtrain.workflow.stored import StoredLog
+from cloudtrain.lifecycle import power, release, stored, training
+from cloudtrain.lifecycle.context import Context
+from cloudtrain.lifecycle.stored import StoredLog
 
 SOURCES = ("training", "container", "startup", "eviction")
 

@@ -10,9 +10,9 @@ from cloudtrain.azure.prices import Prices
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.checks import Check
 from cloudtrain.errors import CloudtrainError
+from cloudtrain.lifecycle import training
+from cloudtrain.lifecycle.context import Context
 from cloudtrain.spec import RunSpec
-from cloudtrain.workflow import training
-from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.preflight import Findings
 
 HOURS_A_DAY = 24

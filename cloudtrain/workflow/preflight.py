@@ -10,9 +10,9 @@ from cloudtrain.azure.preflight import PROVIDERS, TERMS, Readings
 from cloudtrain.azure.session import check_image
 from cloudtrain.checks import Check, State, failed, passed, refuse_failed, unknown
 from cloudtrain.errors import CloudtrainError
+from cloudtrain.lifecycle.context import Context
 from cloudtrain.spec import RunSpec
 from cloudtrain.together import together
-from cloudtrain.workflow.context import Context
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from cloudtrain.azure.group import Group
 from cloudtrain.errors import CloudtrainError
 from cloudtrain.guest import Observation, durable
 from cloudtrain.guest.durable import Pointer, StoredCheckpoint
-from cloudtrain.workflow import homecoming, stored
-from cloudtrain.workflow.context import Context
+from cloudtrain.lifecycle import stored
+from cloudtrain.lifecycle.context import Context
+from cloudtrain.workflow import homecoming
 from cloudtrain.workflow.homecoming import Home
 
 CHECKPOINTS = "checkpoints/"

@@ -10,12 +10,12 @@ from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import Refused
+from cloudtrain.lifecycle import anew, durable, power, training
+from cloudtrain.lifecycle.context import Context
+from cloudtrain.lifecycle.durable import Access, NoStorage
+from cloudtrain.lifecycle.results import Training
+from cloudtrain.lifecycle.state import state_of
 from cloudtrain.together import together
-from cloudtrain.workflow import anew, durable, power, training
-from cloudtrain.workflow.context import Context
-from cloudtrain.workflow.durable import Access, NoStorage
-from cloudtrain.workflow.results import Training
-from cloudtrain.workflow.state import state_of
 
 
 class RestartResult(msgspec.Struct, frozen=True):

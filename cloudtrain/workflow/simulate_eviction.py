@@ -11,11 +11,11 @@ from cloudtrain.azure.group import Group
 from cloudtrain.azure.vm import Vm
 from cloudtrain.errors import Refused
 from cloudtrain.guest.observation import GuestEvent, Observation
+from cloudtrain.lifecycle import anew, power, stored, training
+from cloudtrain.lifecycle.context import Context
+from cloudtrain.lifecycle.results import Training
+from cloudtrain.lifecycle.state import state_of
 from cloudtrain.recovery.history import Event
-from cloudtrain.workflow import anew, power, stored, training
-from cloudtrain.workflow.context import Context
-from cloudtrain.workflow.results import Training
-from cloudtrain.workflow.state import state_of
 
 
 class TimelineEntry(msgspec.Struct, frozen=True):

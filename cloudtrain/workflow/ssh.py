@@ -15,7 +15,7 @@ from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.vm import ADMIN, PowerState, Vm
 from cloudtrain.errors import CloudtrainError, Exit, InvalidSpec, Refused
-from cloudtrain.workflow.context import Context
+from cloudtrain.lifecycle.context import Context
 
 _SSH_FAILED = 255  # ssh's own exit code; every other one is the remote command's
 

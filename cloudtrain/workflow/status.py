@@ -14,14 +14,14 @@ from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import CloudtrainError, Refused
 from cloudtrain.guest import Observation
+from cloudtrain.lifecycle import durable, release, stored, training
+from cloudtrain.lifecycle.context import Context
+from cloudtrain.lifecycle.money import MoneyInfo, account
+from cloudtrain.lifecycle.results import Training, VmInfo, last_known, vm_info
+from cloudtrain.lifecycle.state import EVICTED, state_of
 from cloudtrain.recovery.history import Event, Sums, added, goodput, sums
 from cloudtrain.together import together
-from cloudtrain.workflow import durable, release, stored, training
-from cloudtrain.workflow.context import Context
 from cloudtrain.workflow.history import in_our_words, told_in_storage, where_read_to
-from cloudtrain.workflow.money import MoneyInfo, account
-from cloudtrain.workflow.results import Training, VmInfo, last_known, vm_info
-from cloudtrain.workflow.state import EVICTED, state_of
 
 
 class RecoveryInfo(msgspec.Struct, frozen=True):

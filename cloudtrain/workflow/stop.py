@@ -9,10 +9,10 @@ from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState
 from cloudtrain.errors import Refused
+from cloudtrain.lifecycle import power, training
+from cloudtrain.lifecycle.context import Context
+from cloudtrain.lifecycle.state import state_of
 from cloudtrain.recovery.history import Event
-from cloudtrain.workflow import power, training
-from cloudtrain.workflow.context import Context
-from cloudtrain.workflow.state import state_of
 
 
 class StopResult(msgspec.Struct, frozen=True):

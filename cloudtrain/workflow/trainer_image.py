@@ -9,10 +9,10 @@ from cloudtrain.azure.session import Session
 from cloudtrain.errors import InvalidSpec
 from cloudtrain.image.engine import Cancelled
 from cloudtrain.image.plan import Ensured
+from cloudtrain.lifecycle.training import has_gpu
 from cloudtrain.progress import Progress
 from cloudtrain.spec import RunSpec, Settings
 from cloudtrain.together import together
-from cloudtrain.workflow.training import has_gpu
 
 Made = TypeVar("Made")
 NOTHING_DONE = Ensured(built=False, pushed=False)

@@ -18,15 +18,16 @@ from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.checks import Check, refuse_failed
 from cloudtrain.errors import CloudtrainError, InvalidSpec, Refused
 from cloudtrain.image import Build, Ensured, ImageError
+from cloudtrain.lifecycle import anew, durable, power, training
+from cloudtrain.lifecycle.context import Context
+from cloudtrain.lifecycle.durable import Access, NoStorage
+from cloudtrain.lifecycle.results import Training, VmInfo, vm_info
+from cloudtrain.lifecycle.state import state_of
 from cloudtrain.secret_values import SecretValues
 from cloudtrain.spec import SSH_CALLER, RunSpec, Settings
 from cloudtrain.together import together
-from cloudtrain.workflow import anew, durable, plan, power, preflight, trainer_image, training
-from cloudtrain.workflow.context import Context
-from cloudtrain.workflow.durable import Access, NoStorage
+from cloudtrain.workflow import plan, preflight, trainer_image
 from cloudtrain.workflow.plan import Plan
-from cloudtrain.workflow.results import Training, VmInfo, vm_info
-from cloudtrain.workflow.state import state_of
 
 # What cannot change on a run that has a VM; place, image and policy are for its whole life.
 FIXED = ("location", "vm_image", "eviction_policy", "ssh_public_key", "disk_gb")

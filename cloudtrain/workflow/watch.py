@@ -18,13 +18,14 @@ from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.clock import Clock
 from cloudtrain.errors import Blocks, CloudtrainError, Exit, NoSuchRun, Refused
 from cloudtrain.guest.observation import Observation as GuestObservation
+from cloudtrain.lifecycle import anew, durable, money, power, release, stored, training
+from cloudtrain.lifecycle.context import Context
+from cloudtrain.lifecycle.results import Training, last_known
+from cloudtrain.lifecycle.state import FAILED, state_of
 from cloudtrain.recovery import Action, Do, Guest, Limits, Memory, Observation, Place, Power, Want, places
 from cloudtrain.recovery.history import Event, sums
 from cloudtrain.spec import RunSpec
-from cloudtrain.workflow import anew, durable, history, money, power, release, stored, training
-from cloudtrain.workflow.context import Context
-from cloudtrain.workflow.results import Training, last_known
-from cloudtrain.workflow.state import FAILED, state_of
+from cloudtrain.workflow import history
 from cloudtrain.workflow.stop import stop
 
 # The VM is looked at more often than its guest: where storage does not tell, asking takes 20 to 40 s on Azure.

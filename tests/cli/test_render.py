@@ -8,17 +8,17 @@ import msgspec
 import pytest
 
 from cloudtrain import render
+from cloudtrain.lifecycle.money import MoneyInfo
+from cloudtrain.lifecycle.results import Training, VmInfo
 from cloudtrain.workflow.doctor import DoctorResult
 from cloudtrain.workflow.down import DownResult, Pulled
 from cloudtrain.workflow.follow import FollowResult
 from cloudtrain.workflow.history import HistoryEntry, HistoryResult, Seconds
 from cloudtrain.workflow.list_runs import ListResult, RunEntry
 from cloudtrain.workflow.logs import LogsResult
-from cloudtrain.workflow.money import MoneyInfo
 from cloudtrain.workflow.plan import CheckInfo, Plan, PlannedResource, PriceInfo
 from cloudtrain.workflow.pull import PulledFile, PullResult
 from cloudtrain.workflow.restart import RestartResult
-from cloudtrain.workflow.results import Training, VmInfo
 from cloudtrain.workflow.simulate_eviction import EvictionResult, TimelineEntry
 from cloudtrain.workflow.status import RecoveryInfo, StatusResult
 from cloudtrain.workflow.stop import StopResult

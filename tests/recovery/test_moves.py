@@ -21,7 +21,7 @@ def durable(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> Rehearsal:
     assert rehearsal.cli("down", "horses").code == 0
     machines = rehearsal.machines = SimulatedMachines(rehearsal.clock, SimulatedGuest(), job)
     # A simulated guest writes no blobs.
-    monkeypatch.setattr("cloudtrain.workflow.stored.holds", lambda _, group, step: machines.holds(group.name, step))
+    monkeypatch.setattr("cloudtrain.lifecycle.stored.holds", lambda _, group, step: machines.holds(group.name, step))
     assert rehearsal.cli("up", "horses", "--json").code == 0
     rehearsal.clock.sleep(1000)
     return rehearsal
@@ -108,7 +108,7 @@ def test_a_disk_is_not_given_up_for_a_storage_that_lacks_its_work(
     durable.clock.sleep(60)
     no_capacity(durable, "--location", "eastus")
     with monkeypatch.context() as lacking:
-        lacking.setattr("cloudtrain.workflow.stored.holds", lambda *_: False)
+        lacking.setattr("cloudtrain.lifecycle.stored.holds", lambda *_: False)
         said = look(durable, 2)
     assert "the VM's disk has work that storage has not" in said and of_generation(durable, 2) == []
     durable.clock.sleep(600)
@@ -204,7 +204,7 @@ def test_a_fence_that_cannot_be_raised_takes_the_old_vm_away_first(
     durable: Rehearsal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cloudtrain.errors import Refused
-    from cloudtrain.workflow import durable as workflow
+    from cloudtrain.lifecycle import durable as workflow
 
     def closed(*_: Any) -> None:
         raise Refused("NoDataRole", "This login has no role on the blobs.")

@@ -63,7 +63,7 @@ def test_a_healthy_run_is_left_alone_when_its_guest_says_nothing(
 
         raise GuestUnreachable("nothing came back")
 
-    monkeypatch.setattr("cloudtrain.workflow.training.observe", silent)
+    monkeypatch.setattr("cloudtrain.lifecycle.training.observe", silent)
     boots = len(rehearsal.machines.boots)
     for _ in range(5):
         outcome = rehearsal.cli("watch", "horses", "--once", "--json")

@@ -16,7 +16,7 @@ from cloudtrain.azure import group as groups
 from cloudtrain.azure import vm as vms
 from cloudtrain.clock import SystemClock
 from cloudtrain.guest import durable
-from cloudtrain.workflow.stored import StoredLog
+from cloudtrain.lifecycle.stored import StoredLog
 
 from ..emulator.blob_services import Service
 from .stored_run import StoredRun, send_log
@@ -185,7 +185,7 @@ Step = Callable[[], object]
 def while_somebody_waits(monkeypatch: pytest.MonkeyPatch, steps: list[Step]) -> Any:
     """One step at each pause of `logs -f`. What is left of them at the end was never waited for."""
     from cloudtrain.azure import session as sessions
-    from cloudtrain.workflow import stored as reading
+    from cloudtrain.lifecycle import stored as reading
 
     pause = 0.015625
 

@@ -22,11 +22,11 @@ from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import Blocks, CloudtrainError, Exit, Refused
 from cloudtrain.guest import GuestSettings, Observation, StartOutcome
 from cloudtrain.image import ImageError, pull_login
+from cloudtrain.lifecycle import durable
+from cloudtrain.lifecycle.context import Context
+from cloudtrain.lifecycle.durable import Access
+from cloudtrain.lifecycle.results import Training
 from cloudtrain.together import together
-from cloudtrain.workflow import durable
-from cloudtrain.workflow.context import Context
-from cloudtrain.workflow.durable import Access
-from cloudtrain.workflow.results import Training
 
 # A first start pulls an image of several GB and downloads the data set.
 START_SECONDS = 5400

@@ -13,10 +13,10 @@ from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import Blocks, CloudtrainError, Refused
+from cloudtrain.lifecycle import durable, power, training
+from cloudtrain.lifecycle.context import Context
 from cloudtrain.recovery import Place
 from cloudtrain.together import together
-from cloudtrain.workflow import durable, power, training
-from cloudtrain.workflow.context import Context
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from cloudtrain.azure.group import Group
 from cloudtrain.azure.prices import Standing
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import CloudtrainError, Exit, Refused
+from cloudtrain.lifecycle.context import Context
+from cloudtrain.lifecycle.money import price_of, standing
 from cloudtrain.recovery.history import MAKES, STARTS, Event
-from cloudtrain.workflow.context import Context
-from cloudtrain.workflow.money import price_of, standing
 
 ON_THE_WAY = ("Creating", "Updating", "Deleting", "Migrating")
 MOVING = (PowerState.STARTING, PowerState.STOPPING, PowerState.DEALLOCATING)

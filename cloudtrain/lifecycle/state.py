@@ -2,7 +2,7 @@
 
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.vm import PowerState, Vm
-from cloudtrain.workflow.results import Training
+from cloudtrain.lifecycle.results import Training
 
 PROVISIONING = "provisioning"
 RUNNING = "running"

@@ -8,9 +8,9 @@ from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.guest import Observation
+from cloudtrain.lifecycle import power, stored, training
+from cloudtrain.lifecycle.context import Context
 from cloudtrain.recovery.history import Event
-from cloudtrain.workflow import power, stored, training
-from cloudtrain.workflow.context import Context
 
 # A guest that has sent nothing for so long is not waited for: what it has stays on the disk.
 STALLED_SECONDS = 600.0

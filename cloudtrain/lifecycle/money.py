@@ -8,9 +8,9 @@ from cloudtrain.azure.group import Group
 from cloudtrain.azure.prices import Prices, Standing
 from cloudtrain.azure.vm import Vm
 from cloudtrain.errors import CloudtrainError
+from cloudtrain.lifecycle.context import Context
 from cloudtrain.recovery import Place
 from cloudtrain.recovery.history import Sums
-from cloudtrain.workflow.context import Context
 
 
 class MoneyInfo(msgspec.Struct, frozen=True):

@@ -19,8 +19,8 @@ from cloudtrain.azure.group import Group
 from cloudtrain.errors import CloudtrainError
 from cloudtrain.guest import GuestEvent, Observation
 from cloudtrain.guest.durable import GUEST, LOGS, MODELS, POINTER, Pointer, parse_pointer
-from cloudtrain.workflow import durable
-from cloudtrain.workflow.context import Context
+from cloudtrain.lifecycle import durable
+from cloudtrain.lifecycle.context import Context
 
 # A guest that has missed so many times to write what it sees may be in trouble, or its way to storage is.
 MISSED_UNTIL_STALE = 3

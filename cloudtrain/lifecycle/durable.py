@@ -17,7 +17,7 @@ from cloudtrain.azure.storage import AccessKind, Storage, VmAccess
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import Blocks, CloudtrainError, Exit, Refused
 from cloudtrain.guest.durable import FENCE
-from cloudtrain.workflow.context import Context
+from cloudtrain.lifecycle.context import Context
 
 # How a VM is let in by a role of its own; else by a signature of one of `AccessKind`.
 IDENTITY = "identity"
