@@ -20,7 +20,7 @@ from cloudtrain.azure import storage
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.session import Session
 from cloudtrain.clock import Clock
-from cloudtrain.errors import CloudtrainError, Exit
+from cloudtrain.errors import CloudtrainError
 
 TAG_LEASE = "cloudtrain-watcher"
 BLOB = "cloudtrain/watcher"
@@ -74,7 +74,8 @@ def release(session: Session, group: Group, holder: str) -> None:
 
 
 def _take_blob(session: Session, group: Group, holder: str, now: float, *, by_force: bool) -> bool | None:
-    """False where another holder has it; None where the tag has to do, for the blobs are closed to this login."""
+    """False where another holder has it; None where the tag has to do, for the blobs are closed to this login or do not
+    answer: a run is not left lying because of that."""
     try:
         blob = _blob(session, group)
         if blob is None:
@@ -84,9 +85,7 @@ def _take_blob(session: Session, group: Group, holder: str, now: float, *, by_fo
         if held.by != holder and held.until > now and not by_force:
             return False
         return _written(blob, Lease(holder, round(now + SECONDS, 1)), etag)
-    except CloudtrainError as error:
-        if error.exit_code is Exit.UNREACHABLE:
-            raise
+    except CloudtrainError:
         return None
 
 

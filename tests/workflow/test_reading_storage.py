@@ -112,6 +112,10 @@ def test_blobs_that_do_not_answer_are_not_waited_for_where_the_vm_can_be_asked(s
     assert told.code == 0 and "storage cannot be read" in told.err
     # Once more, and not the six times of what has to be had.
     assert stored.data("emulator", "fault", "list")["faults"][0]["struck"] == 2
+    # Nor does a watcher stand still: the tag says whose turn it is.
+    power(stored, vms.deallocate)
+    assert "somebody stopped the VM" in stored.cli("watch", "horses", "--once").out
+    assert groups.get(stored.session, "horses").intent is groups.Intent.STOPPED
 
 
 def test_only_azure_says_whether_a_vm_runs(stored: StoredRun) -> None:
