@@ -29,17 +29,21 @@ class Prices:
 @dataclass(frozen=True)
 class Standing:
     """USD an hour of what bills whether the VM runs or not; None where the list has no such meter. disk: of that size.
-    address: public, Standard. gib: a GiB of blobs."""
+    address: public, Standard. gib: a GiB of blobs. write: USD for one write of a blob."""
 
     disk: float | None = None
     address: float | None = None
     gib: float | None = None
+    write: float | None = None
 
 
 # Azure bills months of 730 hours.
 HOURS_A_MONTH = 730
 # GiB of a Standard SSD -> its tier; Azure bills a disk as the smallest tier that holds it.
 TIERS = {64: "E6", 128: "E10", 256: "E15", 512: "E20", 1024: "E30", 2048: "E40", 4096: "E50"}
+
+
+BLOBS = "General Block Blob v2"
 
 
 def look_up_standing(session: Session, location: str, disk_gb: int) -> Standing:
@@ -50,7 +54,8 @@ def look_up_standing(session: Session, location: str, disk_gb: int) -> Standing:
         return Standing(
             disk=_monthly(session, location, "Standard SSD Managed Disks", f"{tier} LRS", f"{tier} LRS Disk"),
             address=_hourly(session, location),
-            gib=_monthly(session, location, "General Block Blob v2", "Hot LRS", "Hot LRS Data Stored"),
+            gib=_monthly(session, location, BLOBS, "Hot LRS", "Hot LRS Data Stored"),
+            write=_each(session, location, BLOBS, "Hot LRS", "Hot LRS Write Operations"),
         )
 
 
@@ -58,6 +63,12 @@ def _monthly(session: Session, location: str, product: str, sku: str, meter: str
     found = _of_product(session, location, "Storage", product, sku, meter)
     monthly = _lowest([item for item in found if item["unitOfMeasure"] in ("1/Month", "1 GB/Month")])
     return None if monthly is None else monthly / HOURS_A_MONTH
+
+
+def _each(session: Session, location: str, product: str, sku: str, meter: str) -> float | None:
+    found = _of_product(session, location, "Storage", product, sku, meter)
+    of_ten_thousand = _lowest([item for item in found if item["unitOfMeasure"] == "10K"])
+    return None if of_ten_thousand is None else of_ten_thousand / 10_000
 
 
 def _hourly(session: Session, location: str) -> float | None:

@@ -27,7 +27,7 @@ REHEARSAL_IMAGE = "cloudtrain-trainer"
 # The image of the tutorial on Azure that this project began with; on the embedded Azure our trainer stands in for it.
 TUTORIAL_IMAGE = "miltonius/cloud_trainingv2"
 AZURE_POLL_SECONDS = 10.0
-REHEARSAL_PUBLISH_SECONDS = 1.0
+PUBLISH_SECONDS, REHEARSAL_PUBLISH_SECONDS = 15.0, 1.0
 # Options of a call that does nothing when it is made a second time: azure-core then sends POST and PATCH again, too,
 # after a connection that broke before the answer came.
 REPEATABLE = {"retry_on_methods": ("GET", "HEAD", "PUT", "DELETE", "POST", "PATCH")}
@@ -65,7 +65,7 @@ class Capabilities:
     ssh: bool
     bills: bool
     poll_seconds: float
-    publish_seconds: float = 15.0
+    publish_seconds: float = PUBLISH_SECONDS
 
 
 class Session(AbstractContextManager["Session"]):

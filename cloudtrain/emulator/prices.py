@@ -91,6 +91,7 @@ _OTHERS = (
         for tier, price in _DISKS.items()
     ),
     ("Storage", "DZH317F1HKN0", "General Block Blob v2", "Hot LRS", "Hot LRS Data Stored", "1 GB/Month", 0.02),
+    ("Storage", "DZH317F1HKN0", "General Block Blob v2", "Hot LRS", "Hot LRS Write Operations", "10K", 0.06),
     ("Virtual Network", "DZH314HC0WV9", "IP Addresses", "Standard", _ADDRESS, "1 Hour", 0.005),
 )  # fmt: skip
 _FAMILIES = {"Storage": "Storage", "Virtual Network": "Networking"}

@@ -1,16 +1,22 @@
 """What a run costs, estimated from list prices: its VMs by the price at each start, its disk and its public address for
-as long as they are there, and what lies in its storage now, as if it had lain there from the beginning."""
+as long as they are there, what lies in its storage now, as if it had lain there from the beginning, and what its VM
+writes there to be seen."""
 
 import msgspec
 
 from cloudtrain.azure import blobs, prices, storage
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.prices import Prices, Standing
+from cloudtrain.azure.session import PUBLISH_SECONDS
 from cloudtrain.azure.vm import Vm
 from cloudtrain.errors import CloudtrainError
 from cloudtrain.lifecycle.context import Context
 from cloudtrain.recovery import Place
 from cloudtrain.recovery.history import Sums
+
+# A guest writes to storage where it stands, and what came to a log: as often as on Azure also where a rehearsal's does so
+# more often, so that it tells what the run would cost.
+WRITES_AN_HOUR = 2 * 3600 / PUBLISH_SECONDS
 
 
 class MoneyInfo(msgspec.Struct, frozen=True):
@@ -57,7 +63,7 @@ def of_vms_disk_and_address(total: Sums) -> float:
 def account(ctx: Context, group: Group, total: Sums, vm: Vm | None) -> MoneyInfo:
     known, rates = _look_up(ctx, vm.place if vm else group.place), standing(ctx, group)
     now = ctx.clock.now()
-    stored = _stored(ctx, group, rates, now.timestamp())
+    stored = storage_rates(ctx, group, rates).spent(group, total, now.timestamp())
     spent, useful = of_vms_disk_and_address(total) + stored, total.useful / 3600
     hourly = known.on_demand if known else None
     beside = (rates.disk or 0.0) + (rates.address or 0.0)
@@ -79,13 +85,22 @@ def account(ctx: Context, group: Group, total: Sums, vm: Vm | None) -> MoneyInfo
     )
 
 
-def stored_so_far(ctx: Context, group: Group) -> float:
-    """US dollars for the run's blobs."""
-    return _stored(ctx, group, standing(ctx, group), ctx.clock.now().timestamp()) if group.storage_account else 0.0
+class StorageRates(msgspec.Struct, frozen=True):
+    """US dollars an hour: of what lies in the run's storage, and of what a VM that runs writes there."""
+
+    held: float = 0.0
+    written: float = 0.0
+
+    def spent(self, group: Group, total: Sums, now: float) -> float:
+        return self.held * max(0.0, now - group.begun) / 3600 + self.written * total.billed / 3600
 
 
-def _stored(ctx: Context, group: Group, rates: Standing, now: float) -> float:
-    return _gib(ctx, group) * (rates.gib or 0.0) * max(0.0, now - group.begun) / 3600
+def storage_rates(ctx: Context, group: Group, rates: Standing | None = None) -> StorageRates:
+    """rates: where they are known already."""
+    if not group.storage_account:
+        return StorageRates()
+    rates = rates or standing(ctx, group)
+    return StorageRates(held=_gib(ctx, group) * (rates.gib or 0.0), written=WRITES_AN_HOUR * (rates.write or 0.0))
 
 
 def _gib(ctx: Context, group: Group) -> float:

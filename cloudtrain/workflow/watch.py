@@ -157,8 +157,8 @@ class _Watcher:
     taken_at: float | None = None
     # Why a limit cannot be kept, or the run cannot go elsewhere.
     doubt: str = ""
-    stored: float = 0.0
-    stored_at: float | None = None
+    rates: money.StorageRates = field(default_factory=money.StorageRates)
+    rates_at: float | None = None
     # As it was read last.
     group: Group | None = None
     news: list[Event] = field(default_factory=list)
@@ -284,7 +284,8 @@ class _Watcher:
         spec, spent = group.spec, 0.0
         if spec.max_cost:
             total = sums(notes.history(group), group.begun, self._now() + interval(self.ctx) + STOPPING_SECONDS)
-            spent = money.of_vms_disk_and_address(total) + self._stored(group)
+            spent = money.of_vms_disk_and_address(total)
+            spent += self._storage_rates(group).spent(group, total, self._now() + interval(self.ctx))
             hours = total.unpriced / 3600
             if hours:
                 self.doubt = f"no price is known for {hours:.1f} h of the VM: max_cost cannot be kept"
@@ -294,11 +295,11 @@ class _Watcher:
             spent=spent,
         )
 
-    def _stored(self, group: Group) -> float:
-        """US dollars for what lies in storage: it grows by cents a day, and listing it takes requests."""
-        if self.stored_at is None or self._now() - self.stored_at > STORAGE_SECONDS:
-            self.stored, self.stored_at = money.stored_so_far(self.ctx, group), self._now()
-        return self.stored
+    def _storage_rates(self, group: Group) -> money.StorageRates:
+        """What lies there grows by cents a day, and listing it takes requests."""
+        if self.rates_at is None or self._now() - self.rates_at > STORAGE_SECONDS:
+            self.rates, self.rates_at = money.storage_rates(self.ctx, group), self._now()
+        return self.rates
 
     def _power(self, group: Group, vm: Vm | None) -> Power:
         if vm is None:
