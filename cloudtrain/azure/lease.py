@@ -3,9 +3,9 @@
 Where the run has storage that this login can write to, a blob decides: its ETag is the condition on which it is
 written, so of two that begin in the same instant one has it. Else the tag alone does, and Azure's tags know no
 condition on a write: whoever writes last holds it, and each reads back what it wrote. Two that write at the very same
-moment may both act once. That is harmless, because what they do is: Azure runs
-one operation on a VM at a time, starting a running VM changes nothing, and a run's VM has one name. Holders are told
-apart by their clocks' word on expiry: clocks that differ by minutes make a lease last that much longer or shorter.
+moment may both act once. That is harmless, because what they do is: Azure runs one operation on a VM at a time,
+starting a running VM changes nothing, and a run's VM has one name. Holders are told apart by their clocks' word on
+expiry: clocks that differ by minutes make a lease last that much longer or shorter.
 """
 
 import secrets

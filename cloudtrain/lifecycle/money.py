@@ -14,8 +14,8 @@ from cloudtrain.lifecycle.context import Context
 from cloudtrain.recovery import Place
 from cloudtrain.recovery.history import Sums
 
-# A guest writes to storage where it stands, and what came to a log: as often as on Azure also where a rehearsal's does so
-# more often, so that it tells what the run would cost.
+# A guest writes to storage where it stands, and what came to a log. A rehearsal's does so more often, and is counted as
+# Azure's, so that it tells what the run would cost.
 WRITES_AN_HOUR = 2 * 3600 / PUBLISH_SECONDS
 
 
