@@ -144,10 +144,17 @@ class Store:
         return (newest.step if newest else None) or 0
 
     def check(self) -> None:
-        """Whatever the pointer names is there, whole."""
-        pointer = self.pointer()
-        kept = [pointer.newest, *pointer.previous] if pointer else []
-        for each in kept:
+        """Whatever the pointer names is there, whole. A newer pointer may have come meanwhile, and older files gone."""
+        while True:
+            pointer = self.pointer()
+            try:
+                return self._check(pointer)
+            except (AssertionError, ResourceNotFoundError):
+                if self.pointer() == pointer:
+                    raise
+
+    def _check(self, pointer: Pointer | None) -> None:
+        for each in [pointer.newest, *pointer.previous] if pointer else []:
             for file in each.files if each else ():
                 content = self.read(file.blob)
                 assert len(content) == file.size and md5(content) == file.md5, file
