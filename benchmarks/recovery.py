@@ -295,7 +295,7 @@ _NAMES = {f"band{n}": (band, rate) for n, (band, rate) in enumerate(BANDS.items(
 @dataclass
 class Life:
     """One run of the world. plan: the number of its next look, by which an earlier one is known. unseen: whether it was
-    evicted since the last look began. killed: its watchers."""
+    evicted since the last look began. said: by the last look. killed: its watchers."""
 
     run: str
     rate: float
@@ -304,6 +304,7 @@ class Life:
     plan: int = 0
     looking: bool = False
     unseen: bool = False
+    said: str = ""
     killed: int = 0
     evicted: int = 0
     result: dict[str, Any] = field(default_factory=dict)
@@ -345,6 +346,7 @@ class World:
         self.session = on_emulator(self.azure, self.clock, retries.AZURE, AZURE_POLL_SECONDS)
         self.azure.set(lambda records, _: settings.set_latency(records, "azure", 1.0))
         self.context = Context(self.session, self.clock, Steps())
+        self.latest = self._now() + 20 * hours * 3600
         cores = 100 * len(rates)
         self.azure.set(lambda records, _: settings.set_quota(records, "spot_cores", cores, None))
         self.azure.set(lambda records, _: settings.set_quota(records, "cores", cores, None))
@@ -354,7 +356,7 @@ class World:
 
     def told(self) -> dict[str, dict[str, Any]]:
         with ExitStack() as changes:
-            for module in ("azure.core.polling._poller", "cloudtrain.together"):
+            for module in ("azure.core.polling._poller", "cloudtrain.together", "cloudtrain.emulator.operations"):
                 importlib.import_module(module)
                 at_once = SimpleNamespace(Thread=AtOnce, Event=threading.Event)
                 changes.enter_context(patch(f"{module}.threading", at_once))
@@ -425,6 +427,8 @@ class World:
 
     def _plan(self, life: Life, moment: float) -> None:
         """The next look; the one that was planned before is not made."""
+        if self._now() > self.latest:
+            raise RuntimeError(f"{life.run} does not end: {life.said}")
         life.plan += 1
         self.clock.act(moment, functools.partial(self._look, life, life.plan))
 
@@ -470,10 +474,12 @@ class World:
         except Killed:
             life.killed += 1
             return self._now() + 30
-        except CloudtrainError:
+        except CloudtrainError as error:
+            life.said = error.message
             return self._now() + 30
         finally:
             self.azure.doom(None)
+        life.said = found.text
         if found.state == "finished" and not self._vm(life):
             self._end(life)
         if found.action == "nothing" and found.state == "running" and "another watcher" not in found.text:

@@ -66,8 +66,11 @@ def take(session: Session, group: Group, holder: str, now: float, *, by_force: b
 
 def release(session: Session, group: Group, holder: str) -> None:
     """Let the next one have it at once. A lease that somebody else took meanwhile stays theirs."""
-    if group.storage_account and _give_back_blob(session, group, holder):
-        return
+    if not (group.storage_account and _give_back_blob(session, group, holder)):
+        _give_back_tag(session, group, holder)
+
+
+def _give_back_tag(session: Session, group: Group, holder: str) -> None:
     found = groups.find(session, group.run)
     if found is not None and not found.deleting and of(found).by == holder:
         _write(session, found, Lease())
@@ -90,7 +93,8 @@ def _take_blob(session: Session, group: Group, holder: str, now: float, *, by_fo
 
 
 def _give_back_blob(session: Session, group: Group, holder: str) -> bool:
-    """Whether the blob was this holder's. The tag goes first: as long as the blob is held nobody else writes it."""
+    """Whether the blob was this holder's. The tag goes first, for as long as the blob is held no other watcher that
+    reaches it writes one; whoever took the tag by force, or for want of a blob, keeps it."""
     try:
         blob = _blob(session, group)
         if blob is None:
@@ -99,7 +103,7 @@ def _give_back_blob(session: Session, group: Group, holder: str) -> bool:
             held, etag = _read(blob)
         if held.by != holder:
             return False
-        _write(session, group, Lease())
+        _give_back_tag(session, group, holder)
         _written(blob, Lease(), etag)
     except CloudtrainError:
         # What is left of it ends by itself.

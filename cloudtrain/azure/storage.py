@@ -286,15 +286,15 @@ def open_container(session: Session, storage: Storage, *, patient: bool = True) 
 def opened(session: Session, group: Group) -> Any:
     """As `open_container`, found and tried once, without patience, for as long as the session keeps what came of it;
     None where the run has no account."""
-    if group.id not in session.opened:
+    kept = session.opened.get(group.id)
+    if kept is None:
         try:
             found = find(session, group)
-            if found is None:
-                return None
-            session.opened[group.id] = open_container(session, found, patient=False)
+            kept = None if found is None else open_container(session, found, patient=False)
         except CloudtrainError as error:
-            session.opened[group.id] = error
-    kept = session.opened[group.id]
+            kept = error
+        if kept is not None:
+            session.opened[group.id] = kept
     if isinstance(kept, CloudtrainError):
         raise kept
     return kept

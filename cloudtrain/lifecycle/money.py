@@ -86,13 +86,14 @@ def account(ctx: Context, group: Group, total: Sums, vm: Vm | None) -> MoneyInfo
 
 
 class StorageRates(msgspec.Struct, frozen=True):
-    """US dollars an hour: of what lies in the run's storage, and of what a VM that runs writes there."""
+    """US dollars an hour: of what lies in the run's storage, None where nobody here can see it, and of what a VM that
+    runs writes there."""
 
-    held: float = 0.0
+    held: float | None = 0.0
     written: float = 0.0
 
     def spent(self, group: Group, total: Sums, now: float) -> float:
-        return self.held * max(0.0, now - group.begun) / 3600 + self.written * total.billed / 3600
+        return (self.held or 0.0) * max(0.0, now - group.begun) / 3600 + self.written * total.billed / 3600
 
 
 def storage_rates(ctx: Context, group: Group, rates: Standing | None = None) -> StorageRates:
@@ -100,16 +101,19 @@ def storage_rates(ctx: Context, group: Group, rates: Standing | None = None) -> 
     if not group.storage_account:
         return StorageRates()
     rates = rates or standing(ctx, group)
-    return StorageRates(held=_gib(ctx, group) * (rates.gib or 0.0), written=WRITES_AN_HOUR * (rates.write or 0.0))
+    gib = _gib(ctx, group)
+    return StorageRates(
+        held=None if gib is None else gib * (rates.gib or 0.0), written=WRITES_AN_HOUR * (rates.write or 0.0)
+    )
 
 
-def _gib(ctx: Context, group: Group) -> float:
-    """0 where nobody here can see it: it is cents."""
+def _gib(ctx: Context, group: Group) -> float | None:
+    """None where nobody here can see it."""
     try:
         container = storage.opened(ctx.session, group) if group.storage_account else None
         return 0.0 if container is None else sum(blob.size for blob in blobs.list_blobs(container)) / 2**30
     except CloudtrainError:
-        return 0.0
+        return None
 
 
 def _look_up(ctx: Context, place: Place) -> Prices | None:

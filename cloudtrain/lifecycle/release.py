@@ -3,10 +3,11 @@
 from datetime import datetime
 
 from cloudtrain.azure import group as groups
-from cloudtrain.azure import notes
+from cloudtrain.azure import notes, storage
 from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.vm import PowerState, Vm
+from cloudtrain.errors import CloudtrainError, Exit
 from cloudtrain.guest import Observation
 from cloudtrain.lifecycle import power, stored, training
 from cloudtrain.lifecycle.context import Context
@@ -14,6 +15,8 @@ from cloudtrain.recovery.history import Event
 
 # A guest that has sent nothing for so long is not waited for: what it has stays on the disk.
 STALLED_SECONDS = 600.0
+# So long after a run was last seen nothing is decided about its VM that is off while storage cannot be reached.
+UNREACHED_SECONDS = 900.0
 
 
 def after_finish(ctx: Context, group: Group, vm: Vm | None, seen: Observation) -> str:
@@ -72,10 +75,25 @@ def noticed(ctx: Context, group: Group, vm: Vm | None) -> Group:
     if not off or group.intent is not Intent.RUNNING or group.spec.when_done == "keep":
         return group
     seen = stored.told(ctx, group)
+    if seen is None and group.ends_itself:
+        seen = _told_for_certain(ctx, group)
     if seen is None or not seen.finished or seen.time < _last_seen(group):
         return group
     training.remember(ctx, group, training.of(seen))
     return groups.get(ctx.session, group.run)
+
+
+def _told_for_certain(ctx: Context, group: Group) -> Observation | None:
+    """As `stored.told`, of a VM that may have put itself off. Raises CloudtrainError for a while where storage cannot
+    be reached: else a finished run would be taken for one that somebody stopped, or be started again."""
+    try:
+        account = storage.find(ctx.session, group)
+        return None if account is None else stored.observation(storage.open_container(ctx.session, account))
+    except CloudtrainError as error:
+        long_ago = ctx.clock.now().timestamp() - _last_seen(group) > UNREACHED_SECONDS
+        if error.exit_code is not Exit.UNREACHABLE or long_ago:
+            return None
+        raise
 
 
 def _last_seen(group: Group) -> float:

@@ -229,12 +229,14 @@ class _Account:
 
 
 def added(record: Record, events: Iterable[Event]) -> Record:
-    """The record with events that it did not hold yet; the same event told twice counts once."""
+    """The record with events that it did not hold yet; the same event told twice counts once. What is older than the
+    first event that is kept is in the sums."""
+    since = record.events[0].at if record.folded and record.events else 0.0
     known = {(event.at, event.what) for event in record.events}
     fresh: dict[tuple[float, str], Event] = {}
     for event in events:
         tidy = msgspec.structs.replace(event, at=round(event.at, 1))
-        if (tidy.at, tidy.what) not in known:
+        if tidy.at >= since and (tidy.at, tidy.what) not in known:
             fresh[tidy.at, tidy.what] = tidy
     merged = sorted((*record.events, *fresh.values()), key=lambda event: event.at)
     return msgspec.structs.replace(record, events=tuple(merged))

@@ -166,7 +166,8 @@ class _Watcher:
     def look(self) -> _Look:
         """Once it has begun it never ends because a request was refused or lost: that says nothing of the run."""
         self.told, self.seen, self.news, self.doubt = None, None, [], ""
-        self.ctx.session.opened.clear()
+        if self.group is not None:
+            self.ctx.session.opened.pop(self.group.id, None)
         try:
             look = self._look()
         except NoSuchRun:
@@ -298,7 +299,9 @@ class _Watcher:
     def _storage_rates(self, group: Group) -> money.StorageRates:
         """What lies there grows by cents a day, and listing it takes requests."""
         if self.rates_at is None or self._now() - self.rates_at > STORAGE_SECONDS:
-            self.rates, self.rates_at = money.storage_rates(self.ctx, group), self._now()
+            seen = money.storage_rates(self.ctx, group)
+            if seen.held is not None:
+                self.rates, self.rates_at = seen, self._now()
         return self.rates
 
     def _power(self, group: Group, vm: Vm | None) -> Power:
@@ -435,7 +438,8 @@ class _Watcher:
         notes.add(self.ctx.session, group, event, memory)
 
     def _conclude(self, group: Group, vm: Vm | None, action: Action, memory: Memory) -> _Look:
-        if action.do in CHANGING or (self.told is not None and self.told.finished):
+        ends = self.told is not None and (self.told.finished or group.intent is not Intent.RUNNING)
+        if action.do in CHANGING or ends:
             group = groups.get(self.ctx.session, self.run)
             vm = vms.find(self.ctx.session, group)
         state = state_of(group, vm, self.told)

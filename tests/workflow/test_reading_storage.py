@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -112,10 +113,25 @@ def test_blobs_that_do_not_answer_are_not_waited_for_where_the_vm_can_be_asked(s
     assert told.code == 0 and "storage cannot be read" in told.err
     # Once more, and not the six times of what has to be had.
     assert stored.data("emulator", "fault", "list")["faults"][0]["struck"] == 2
-    # Nor does a watcher stand still: the tag says whose turn it is.
+    # Nor does a watcher stand still, where the VM does not put itself off: the tag says whose turn it is.
+    groups.set_tags(stored.session, groups.get(stored.session, "horses"), {groups.TAG_ENDS: "false"})
     power(stored, vms.deallocate)
     assert "somebody stopped the VM" in stored.cli("watch", "horses", "--once").out
     assert groups.get(stored.session, "horses").intent is groups.Intent.STOPPED
+
+
+def test_a_vm_that_may_have_put_itself_off_is_not_judged_while_storage_does_not_answer(stored: StoredRun) -> None:
+    stored.finished()
+    at = datetime.now(UTC) - timedelta(seconds=60)
+    seen = groups.progress_tags(groups.LastProgress(at=at.isoformat(timespec="seconds"), step=290, total=300))
+    groups.set_tags(stored.session, groups.get(stored.session, "horses"), {groups.TAG_ENDS: "true", **seen})
+    power(stored, vms.deallocate)
+    stored.data("emulator", "fault", "add", "drop-before", "--on", "Blobs_*", "--count", "1000")
+    told = stored.cli("watch", "horses", "--once", "--json")
+    assert told.code == 8 and groups.get(stored.session, "horses").intent is groups.Intent.RUNNING
+    stored.data("emulator", "fault", "clear")
+    assert "finished" in stored.cli("watch", "horses", "--once").out
+    assert groups.get(stored.session, "horses").intent is groups.Intent.FINISHED
 
 
 def test_only_azure_says_whether_a_vm_runs(stored: StoredRun) -> None:
