@@ -277,7 +277,9 @@ class _Disk:
         save = job.save_seconds + (job.upload_seconds or 0.0) if self.told.under_way else 0.0
         if notice >= save and notice > 0:
             self._note(now, "notice", notice_seconds=notice)
-            self.storage.noticed = True
+            if self.trains_from is not None:
+                # Before that it is an earlier VM's work that may be missing, however that one went.
+                self.storage.noticed = True
             saved = self.told.step if self.told.under_way else None
             self.stop(now)
             self._note(now + save, "gone", exit_code=75, saved_step=saved)
