@@ -48,16 +48,21 @@ def create_nsg(session: Session, group: Group) -> str:
 
 def _made_before(operations: Any, group: Group, name: str) -> Any:
     """The network or security group, where it is there and whole: making it again would take Azure 10 s."""
+    found = _found(operations, group, name, "looking for the network")
+    return found if found is not None and word(found.provisioning_state) == "Succeeded" else None
+
+
+def _found(operations: Any, group: Group, name: str, doing: str) -> Any:
+    """None where there is none of that name."""
     from azure.core.exceptions import HttpResponseError
 
-    with translated("looking for the network"):
+    with translated(doing):
         try:
-            found = operations.get(group.name, name)
+            return operations.get(group.name, name)
         except HttpResponseError as error:
             if is_missing(error):
                 return None
             raise
-    return found if word(found.provisioning_state) == "Succeeded" else None
 
 
 def _rules_of(nsg: Any) -> list[dict[str, Any]]:
@@ -101,15 +106,10 @@ def _ssh_rule(source: str) -> dict[str, Any]:
 
 def ssh_source(session: Session, group: Group) -> str | None:
     """The network that the security group lets in for SSH; None where it lets in nobody."""
-    from azure.core.exceptions import HttpResponseError
-
-    with translated("reading the network security group"):
-        try:
-            found = session.network.network_security_groups.get(group.name, names.nsg(group.run, group.elsewhere))
-        except HttpResponseError as error:
-            if is_missing(error):
-                return None
-            raise
+    name = names.nsg(group.run, group.elsewhere)
+    found = _found(session.network.network_security_groups, group, name, "reading the network security group")
+    if found is None:
+        return None
     rules = [rule for rule in found.security_rules or [] if rule.name == SSH_RULE]
     return str(rules[0].source_address_prefix) if rules else None
 
