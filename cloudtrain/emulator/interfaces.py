@@ -21,9 +21,9 @@ _SUFFIX = "bx.internal.cloudapp.net"
 
 
 def _free_address(records: Records) -> str:
-    """Anyone of the range, as Azure draws from its own."""
+    """Anyone of the range, as Azure draws from its own, but for its last host, this machine (`firewall.CALLER`)."""
     while True:
-        address = str(_ADDRESSES[secrets.randbelow(_ADDRESSES.num_addresses - 2) + 1])
+        address = str(_ADDRESSES[secrets.randbelow(_ADDRESSES.num_addresses - 3) + 1])
         if not records.resources(ids.PUBLIC_IP, mentions=address):
             return address
 
