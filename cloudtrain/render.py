@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -618,7 +619,7 @@ def _seconds(seconds: float | None) -> str:
 
 
 def _when(iso: str) -> str:
-    return iso.replace("T", " ").replace("+00:00", " UTC")
+    return re.sub(r"\.\d+", "", iso.replace("T", " ").replace("+00:00", " UTC"))
 
 
 def _quoted(argument: str) -> str:

@@ -18,11 +18,12 @@ class StartOutcome(msgspec.Struct, frozen=True, kw_only=True):
     rc: 0, 5 training failed, 124 time was up, else it could not be installed or started. seen: "progress",
     "container", "finished", "failed" or "". settings: "former" when the container that runs was started
     with others than were installed, which apply at its next start; else "current". start, session: counts
-    of container starts and of startup-script runs.
+    of container starts and of startup-script runs. time: epoch seconds of the guest, when it was seen.
     """
 
     rc: int
     seen: str = ""
+    time: float = 0.0
     step: int | None = None
     total_steps: int | None = None
     epoch: int | None = None

@@ -57,7 +57,7 @@ class SimulatedGuest:
             if not (told.under_way or told.finished):
                 return ""
             seen = "finished" if told.finished else "progress"
-            line = f"cloudtrain-seen seen={seen} step={told.step} total_steps={told.total}"
+            line = f"cloudtrain-seen seen={seen} time={told.time} step={told.step} total_steps={told.total}"
         elif wants == "renew":
             line = ""
         elif wants == "stop":

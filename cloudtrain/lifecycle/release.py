@@ -79,7 +79,7 @@ def noticed(ctx: Context, group: Group, vm: Vm | None) -> Group:
         seen = _told_for_certain(ctx, group)
     if seen is None or not seen.finished or seen.time < _last_seen(group):
         return group
-    training.remember(ctx, group, training.of(seen))
+    training.remember(ctx, group, training.of(seen), seen.time)
     return groups.get(ctx.session, group.run)
 
 

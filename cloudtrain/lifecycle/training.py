@@ -70,10 +70,11 @@ def begin(
         outcome, tags = _start_and_let_in(ctx, group, vm, access, secrets)
     except GuestUnreachable as error:
         raise _of_the_vm(ctx, group, error) from error
-    training = _of_start(outcome)
+    training, at = _of_start(outcome), outcome.time
     if training.finished:
-        training = of(observe(ctx, group))
-    remember(ctx, group, training, tags)
+        seen = observe(ctx, group)
+        training, at = of(seen), seen.time
+    remember(ctx, group, training, at, tags)
     return Outcome(outcome.seen, training)
 
 
@@ -159,7 +160,8 @@ def save_and_stop(ctx: Context, group: Group) -> int | None:
             timeout_seconds=SAVE_SECONDS * 3,
         )
         stopped = _parsed(guest.parse_stop, output, nonce)
-    remember(ctx, group, of(observe(ctx, group)))
+    seen = observe(ctx, group)
+    remember(ctx, group, of(seen), seen.time)
     return stopped.saved_step
 
 
@@ -203,14 +205,14 @@ def of(seen: Observation) -> Training:
 
 def dated(seen: Observation) -> Training:
     """As `of`, of an observation that may be some seconds old."""
-    at = datetime.fromtimestamp(seen.time, UTC).isoformat(timespec="seconds")
-    return msgspec.structs.replace(of(seen), as_of=at)
+    return msgspec.structs.replace(of(seen), as_of=_iso(seen.time))
 
 
-def remember(ctx: Context, group: Group, training: Training, more: Mapping[str, str] | None = None) -> None:
+def remember(ctx: Context, group: Group, training: Training, at: float, more: Mapping[str, str] | None = None) -> None:
     """Keep with the group what was seen: that its disk holds work, how far it was, and whether the run is finished.
-    more: other tags of the same write."""
-    tags = {**(more or {}), groups.TAG_TRAINED: "true", **groups.progress_tags(_remembered(ctx, training))}
+    at: epoch seconds of the guest, whose clock also dates what it writes to storage. more: other tags of the same
+    write."""
+    tags = {**(more or {}), groups.TAG_TRAINED: "true", **groups.progress_tags(_remembered(training, at))}
     if training.finished:
         tags[groups.TAG_INTENT] = Intent.FINISHED.value
     elif group.intent is Intent.FINISHED:
@@ -315,9 +317,9 @@ def _of_start(outcome: StartOutcome) -> Training:
     )
 
 
-def _remembered(ctx: Context, training: Training) -> LastProgress:
+def _remembered(training: Training, at: float) -> LastProgress:
     return LastProgress(
-        at=training.as_of or ctx.clock.now().isoformat(timespec="seconds"),
+        at=_iso(at),
         step=training.step,
         total=training.total_steps,
         epoch=training.epoch,
@@ -326,3 +328,8 @@ def _remembered(ctx: Context, training: Training) -> LastProgress:
         failed=training.failed,
         exit_code=training.exit_code,
     )
+
+
+def _iso(at: float) -> str:
+    # With seconds alone, what was written before in the same second would pass for newer.
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")

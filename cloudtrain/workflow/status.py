@@ -127,13 +127,13 @@ def _told(ctx: Context, group: Group, vm: Vm | None) -> _Told:
     seen, events = _in_storage(ctx, group, container) if container is not None else (None, [])
     if vm is None or vm.power is not PowerState.RUNNING:
         last = _last_told(group, seen, events)
-        if last.live is not None:
-            _keep_the_end(ctx, group, last.live)
+        if last.live is not None and seen is not None:
+            _keep_the_end(ctx, group, seen)
         return last
     if seen is None or not stored.is_fresh(ctx, group, seen):
         return _ask(ctx, group, vm, seen, events)
+    _keep_the_end(ctx, group, seen)
     live = training.dated(seen)
-    _keep_the_end(ctx, group, live)
     return _Told(live, "storage", live, note=_in_passing(ctx, group, vm, seen), events=events)
 
 
@@ -161,15 +161,15 @@ def _ask(ctx: Context, group: Group, vm: Vm, last: Observation | None, events: l
     except (GuestUnreachable, Refused) as error:
         # The VM's power state stands all the same; what the guest says is only information.
         return replace(_last_told(group, last, events), note=f"The guest could not be asked: {error.message}")
+    _keep_the_end(ctx, group, observed)
     seen = training.of(observed)
-    _keep_the_end(ctx, group, seen)
     fresh = [event for each in observed.events if (event := in_our_words(each)) is not None]
     return _Told(seen, "guest", seen, note=_in_passing(ctx, group, vm, observed), events=[*events, *fresh])
 
 
-def _keep_the_end(ctx: Context, group: Group, seen: Training) -> None:
+def _keep_the_end(ctx: Context, group: Group, seen: Observation) -> None:
     if seen.finished and group.intent is not Intent.FINISHED:
-        training.remember(ctx, group, seen)
+        training.remember(ctx, group, training.of(seen), seen.time)
 
 
 def _in_passing(ctx: Context, group: Group, vm: Vm, seen: Observation) -> str:

@@ -341,7 +341,7 @@ class _Watcher:
         if group.spec.max_duration:
             power.backstop(self.ctx, group, vm)
         if group.trained:
-            training.remember(self.ctx, group, training.dated(seen))
+            training.remember(self.ctx, group, self.told, seen.time)
         if not self.told.under_way and not seen.failed and not seen.finished:
             self.looks = 0
         return Guest(under_way=self.told.under_way, finished=seen.finished, failed=_why_failed(seen))

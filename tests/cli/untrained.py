@@ -3,6 +3,7 @@ trainer. Run as a program it also plays Azure: the embedded one, in a session th
 
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ class UntrainedMachines(MemoryMachines):
         key = super().start_script(vm_id, script)
         nonce = re.search(r"cloudtrain-done ([\w-]+) rc=", script.text)
         assert nonce is not None, script.text
-        seen = "cloudtrain-seen seen=progress step=1 total_steps=4"
+        seen = f"cloudtrain-seen seen=progress time={time.time()} step=1 total_steps=4"
         self.finish(vm_id, key, "Succeeded", f"{seen}\ncloudtrain-done {nonce[1]} rc=0\n")
         return key
 

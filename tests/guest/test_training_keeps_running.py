@@ -30,8 +30,10 @@ def small_disk(vm: Vm) -> Iterator[None]:
 
 
 def test_the_first_installation_ends_at_the_first_step(vm: Vm) -> None:
+    began = time.time()
     outcome = vm.install()
     assert (outcome.rc, outcome.seen, outcome.resumed_from_step, outcome.start) == (0, "progress", 0, 1)
+    assert began < outcome.time < time.time()
     assert outcome.step is not None and outcome.step >= 1
     assert f"step {outcome.step} of 1000000" in outcome.text
     assert len(vm.trainers()) == 1

@@ -63,9 +63,9 @@ class StoredRun:
     def events(self, *events: Mapping[str, object]) -> None:
         self.log("events", 1, b"".join(json.dumps(event).encode() + b"\n" for event in events))
 
-    def guest(self, *, old: float = 0.0, pending: int = 0, **facts: object) -> None:
-        """old: seconds since the guest wrote it."""
-        at = time.time() - old
+    def guest(self, *, at: float | None = None, old: float = 0.0, pending: int = 0, **facts: object) -> None:
+        """at: when the guest wrote it; old: or how many seconds ago."""
+        at = time.time() - old if at is None else at
         told = {
             "version": 1,
             "installed": True,

@@ -1,11 +1,13 @@
 """`status`, `history` and `logs` from the run's storage: at once, whole, and from the VM where storage cannot tell."""
 
 import json
+import math
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +95,20 @@ def test_status_asks_the_vm_where_what_lies_in_storage_is_old(stored: StoredRun,
     assert asked() == 1  # and this VM does not answer
     assert "could not be asked" in status["note"]
     assert (status["state"], status["source"]) == ("running", "tags")
+
+
+def test_what_was_written_right_before_training_was_seen_to_be_under_way_is_old(
+    stored: StoredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_past = math.floor(time.time()) + 0.5
+    monkeypatch.setattr("tests.cli.untrained.time", SimpleNamespace(time=lambda: half_past))
+    stored.data("up", "horses")
+    stored.guest(at=half_past - 0.3, container=None)
+    asked = stored.count_run_commands()
+    assert stored.data("status", "horses")["state"] == "running" and asked() == 1
+    stored.guest(at=half_past)
+    status = stored.data("status", "horses")
+    assert (status["state"], status["source"]) == ("running", "storage") and asked() == 1
 
 
 def test_without_the_role_status_notes_it_once_and_asks_the_vm(stored: StoredRun) -> None:

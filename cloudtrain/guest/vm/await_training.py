@@ -35,7 +35,7 @@ def tell(text: str) -> None:
 
 def seen(what: str, found: dict[str, Any] | None, state: dict[str, Any]) -> int:
     """The line for programs."""
-    words = {"seen": what, "start": state.get("starts"), "session": state.get("session")}
+    words = {"seen": what, "time": time.time(), "start": state.get("starts"), "session": state.get("session")}
     if what in ("progress", "container"):
         current = state.get("spec") == guest.spec_of(guest.settings())
         words["settings"] = "current" if current else "former"

@@ -174,13 +174,15 @@ def container() -> dict[str, Any] | None:
 
 def facts(wanted: Wanted, look: "Callable[[], dict[str, Any] | None]" = container) -> dict[str, Any]:
     """look: at the container; it starts a docker client."""
+    # Nothing in it is older: whoever compares it with what was known earlier relies on that.
+    now = time.time()
     state = guest.read_json(guest.ROOT / "state.json") or {}
     settings = guest.read_json(guest.ROOT / "settings.json")
     return {
         "version": 1,
         "installed": settings is not None,
         "generation": (settings or {}).get("generation"),
-        "time": time.time(),
+        "time": now,
         "uptime": float(Path("/proc/uptime").read_text().split()[0]),
         "boot": guest.boot(),
         "progress": brief(guest.progress()),

@@ -94,12 +94,13 @@ class Teller:
         told["events"] = [said for _, said in happened]
         told["events_offset"] = happened[-1][0] if happened else first
         state = {**(told.pop("storage", None) or {}), **self.shared.storage()}
-        return {"time": time.time(), "facts": finite(told), "storage": state}
+        return {"time": told["time"], "facts": finite(told), "storage": state}
 
     def look(self) -> dict[str, Any] | None:
         """The container, looked at anew when something changed, and now and then."""
         turns = self.turns()
-        if turns != self.container_turns or time.monotonic() - self.container_at > CONTAINER_SECONDS:
+        known = self.container is None or self.container["status"] != "unknown"
+        if turns != self.container_turns or not known or time.monotonic() - self.container_at > CONTAINER_SECONDS:
             self.container, self.container_turns, self.container_at = observe.container(), turns, time.monotonic()
         return self.container
 
