@@ -142,8 +142,9 @@ def _locked(ctx: Context, directory: Path) -> Iterator[None]:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if not _lock(descriptor):
-            with ctx.progress.step(f"waiting for another pull into {directory}"):
+            with ctx.progress.step(f"waiting for another pull into {directory}") as step:
                 while not _lock(descriptor):
+                    step.update("it is not done yet")
                     ctx.clock.sleep(_LOOK_SECONDS)
         yield
     finally:

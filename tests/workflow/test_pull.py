@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -302,10 +301,12 @@ def test_two_pulls_into_one_directory_wait_for_each_other(stored: StoredRun, clo
         stderr=subprocess.PIPE,
         text=True,
     )
-    threading.Timer(2.0, os.close, [lock]).start()
+    assert process.stderr is not None
+    said = next((line for line in process.stderr if "waiting for another pull" in line), "")
+    os.close(lock)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert "waiting for another pull" in err and "all verified" in out
+    assert said and "all verified" in out
     assert stored.home() == MADE
 
 
