@@ -183,43 +183,70 @@ class Silent:
 
 
 class Plain(Silent):
-    """A line for each step when it ends, and in long waits one every ten seconds. No escape codes."""
+    """A line for each step when it ends; in long waits one every ten seconds in which something is told, else one every
+    thirty. No escape codes."""
 
-    def __init__(self, stream: TextIO, *, verbose: bool) -> None:
+    def __init__(
+        self, stream: TextIO, *, verbose: bool, told_seconds: float = 10.0, silent_seconds: float = 30.0
+    ) -> None:
         self._stream = stream
         self._verbose = verbose
-        self._lock = threading.Lock()
-        self._closed = False
+        self._told_seconds, self._silent_seconds = told_seconds, silent_seconds
+        self._lock = threading.RLock()
+        self._closed = threading.Event()
         self._last: dict[Timed, tuple[float, str]] = {}
+        self._watch: threading.Thread | None = None
 
     def note(self, text: str) -> None:
         self._line(text)
 
+    def on_begin(self, step: Timed) -> None:
+        with self._lock:
+            self._last[step] = (0.0, "")
+            if self._watch is None:
+                self._watch = threading.Thread(target=self._tell_silent_ones, daemon=True)
+                self._watch.start()
+
     def on_update(self, step: Timed) -> None:
-        seconds, text = self._last.get(step, (0.0, ""))
-        if (self._verbose and step.awaited != text) or step.seconds - seconds >= 10:
-            self._last[step] = (step.seconds, step.awaited)
-            usually = f", usually {step.usually}" if step.usually else ""
-            self._line(f"{step.title}: {step.awaited} ({duration(step.seconds)} so far{usually})")
+        with self._lock:
+            if step not in self._last:
+                return
+            seconds, text = self._last[step]
+            if (self._verbose and step.awaited != text) or step.seconds - seconds >= self._told_seconds:
+                self._tell(step)
 
     def on_end(self, step: Timed, kind: type[BaseException] | None) -> None:
-        self._last.pop(step, None)
-        self._line(f"{step.title}: {outcome(kind)} {duration(step.seconds)}")
+        with self._lock:
+            self._last.pop(step, None)
+            self._line(f"{step.title}: {outcome(kind)} {duration(step.seconds)}")
+
+    def _tell_silent_ones(self) -> None:
+        while not self._closed.wait(self._silent_seconds / 30):
+            with self._lock:
+                for step, (seconds, _) in list(self._last.items()):
+                    if step.seconds - seconds >= self._silent_seconds:
+                        self._tell(step)
+
+    def _tell(self, step: Timed) -> None:
+        self._last[step] = (step.seconds, step.awaited)
+        awaited = f": {step.awaited}" if step.awaited else ""
+        usually = f", usually {step.usually}" if step.usually else ""
+        self._line(f"{step.title}{awaited} ({duration(step.seconds)} so far{usually})")
 
     def _line(self, text: str) -> None:
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 return
             try:
                 self._stream.write(clean(text).rstrip() + "\n")
                 self._stream.flush()
             except OSError:
                 # Nobody reads any more; that must not end the work half-way.
-                self._closed = True
+                self._closed.set()
 
     def close(self) -> None:
         with self._lock:
-            self._closed = True
+            self._closed.set()
 
 
 class Live(Silent):

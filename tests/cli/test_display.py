@@ -1,13 +1,15 @@
 """What a guest writes cannot steer the user's terminal; steps show themselves as the place allows."""
 
+import io
 import re
 import sys
 import textwrap
+import time
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudtrain.display import Cleaner, LogLines, clean, duration
+from cloudtrain.display import Cleaner, LogLines, Plain, clean, duration
 
 from .conftest import REPOSITORY
 from .test_face import terminal_output
@@ -71,6 +73,20 @@ def test_a_dumb_terminal_gets_plain_lines() -> None:
 
 def test_verbose_tells_what_is_awaited() -> None:
     assert said(verbose=True).count(": half way (") == 8
+
+
+def test_without_a_terminal_a_long_silent_step_says_that_it_goes_on() -> None:
+    stream = io.StringIO()
+    display = Plain(stream, verbose=False, silent_seconds=0.05)
+    with display.step("deleting", usually="a few minutes on Azure"):
+        deadline = time.monotonic() + 20
+        while stream.getvalue().count("\n") < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    display.close()
+    *first, last = stream.getvalue().splitlines()
+    told = r"deleting \([\d.]+ s so far, usually a few minutes on Azure\)"
+    assert all(re.fullmatch(told, line) for line in first) and last.startswith("deleting: done in")
 
 
 def test_quiet_shows_only_results() -> None:
