@@ -421,7 +421,7 @@ def _full_rehearsal(emulator: Any, poll_seconds: float) -> dict[str, Any]:
 
 
 # A small, honest job: a minute or two on two cores.
-REHEARSAL_ARGUMENTS = ("--dataset", "silhouettes", "--image-size", "96", "--epochs", "6")
+REHEARSAL_ARGUMENTS = ("--dataset", "silhouettes", "--image-size", "96", "--epochs", "20")
 
 
 class _EmbeddedCredential:

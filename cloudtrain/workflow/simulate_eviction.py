@@ -7,7 +7,7 @@ import msgspec
 from cloudtrain.azure import group as groups
 from cloudtrain.azure import lease, notes
 from cloudtrain.azure import vm as vms
-from cloudtrain.azure.group import Group
+from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.vm import Vm
 from cloudtrain.errors import Refused
 from cloudtrain.guest.observation import GuestEvent, Observation
@@ -46,6 +46,8 @@ class EvictionResult(msgspec.Struct, frozen=True):
 def simulate_eviction(ctx: Context, run: str, *, notice: float | None, bring_back: bool) -> EvictionResult:
     """notice: seconds, None for the cloud's own. Raises NoSuchRun, Refused, InvalidSpec."""
     group = groups.get(ctx.session, run)
+    if group.intent is Intent.FINISHED:
+        raise _finished(run)  # its VM may be off, and is not to be started for this
     vm = power.require_running(group, power.settled(ctx, group), "Simulating an eviction")
     if bring_back and vm.eviction_policy == "Delete":
         anew.values_for_new_vm(group)  # nothing is evicted that could not come back
@@ -93,17 +95,22 @@ def _require_training(ctx: Context, group: Group) -> None:
     with ctx.progress.step("asking the guest", usually="20 to 40 s on Azure"):
         now = training.of(training.observe(ctx, group))
     if now.finished:
-        raise Refused(
-            "TrainingFinished",
-            f"Training of run '{group.run}' has finished: there is nothing to resume after an eviction.",
-            f"cloudtrain down {group.run}  removes the run.",
-        )
+        raise _finished(group.run)
     if not now.under_way:
         raise Refused(
             "NotTraining",
             f"Run '{group.run}' is not training right now, so an eviction would prove nothing.",
             f"cloudtrain status {group.run}  shows why; cloudtrain up {group.run}  starts training.",
         )
+
+
+def _finished(run: str) -> Refused:
+    return Refused(
+        "TrainingFinished",
+        f"Training of run '{run}' has finished: there is nothing to resume after an eviction.",
+        f"cloudtrain up {run} -- ARGUMENTS  makes a longer job of it (the trainer that comes along: -- --epochs 60); "
+        f"cloudtrain down {run}  removes the run.",
+    )
 
 
 class _Timeline:

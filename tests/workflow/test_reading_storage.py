@@ -163,6 +163,8 @@ def test_a_guest_that_finished_and_put_its_vm_off_is_finished_from_then_on(store
     power(stored, vms.deallocate)
     assert stored.data("status", "horses")["state"] == "finished"
     assert stored.data("list")["runs"][0]["state"] == "finished"
+    refused = stored.cli("simulate-eviction", "horses", "--json")
+    assert refused.error["code"] == "TrainingFinished" and "up horses -- ARGUMENTS" in refused.error["hint"]
 
 
 def test_a_finish_from_before_the_last_start_does_not_count(stored: StoredRun) -> None:
