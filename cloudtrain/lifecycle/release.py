@@ -40,6 +40,17 @@ def after_finish(ctx: Context, group: Group, vm: Vm | None, seen: Observation) -
     return said
 
 
+def nothing_left_to_train(group: Group) -> str:
+    """What has to be said where the VM of a run that had finished before was started again: its guest lets it go only
+    once, so that somebody can look at its disk."""
+    wanted, run = group.spec.when_done, group.run
+    ends = f"cloudtrain down {run}" if wanted == "keep" else f"cloudtrain status {run}  lets it go ({wanted})"
+    return (
+        f"Training had finished before, so nothing trains: the VM runs and bills until  {ends}. "
+        f"cloudtrain up {run} -- ARGUMENTS  makes a longer job of it."
+    )
+
+
 def deallocate(ctx: Context, group: Group) -> None:
     """The VM of a run that has finished."""
     groups.set_intent(ctx.session, group, Intent.FINISHED, ctx.clock.now())

@@ -10,7 +10,7 @@ from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.errors import Refused
-from cloudtrain.lifecycle import anew, durable, power, training
+from cloudtrain.lifecycle import anew, durable, power, release, training
 from cloudtrain.lifecycle.context import Context
 from cloudtrain.lifecycle.durable import Access, NoStorage
 from cloudtrain.lifecycle.results import Training
@@ -54,6 +54,8 @@ def restart(ctx: Context, run: str, secret_files: Mapping[str, str] | None = Non
         outcome = training.begin(ctx, group, vm, access, secrets.values if secrets.complete else None)
         anew.remove_former(ctx, group)
     after = groups.get(ctx.session, run)
+    if group.intent is Intent.FINISHED and outcome.training.finished:
+        ctx.progress.note(release.nothing_left_to_train(after))
     return RestartResult(
         run=run,
         cloud=ctx.session.cloud,

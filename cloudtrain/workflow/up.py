@@ -18,7 +18,7 @@ from cloudtrain.azure.vm import PowerState, Vm
 from cloudtrain.checks import Check, refuse_failed
 from cloudtrain.errors import CloudtrainError, InvalidSpec, Refused
 from cloudtrain.image import Build, Ensured, ImageError
-from cloudtrain.lifecycle import anew, durable, power, training
+from cloudtrain.lifecycle import anew, durable, power, release, training
 from cloudtrain.lifecycle.context import Context
 from cloudtrain.lifecycle.durable import Access, NoStorage
 from cloudtrain.lifecycle.results import Training, VmInfo, vm_info
@@ -103,7 +103,7 @@ def up(
 
     Raises InvalidSpec, Refused, ImageError, TrainingFailed, GuestUnreachable."""
     group = _after_deletion(ctx, spec.run)
-    created = group is None
+    created, had_finished = group is None, group is not None and group.intent is Intent.FINISHED
     notes: list[str] = []
     vm = vms.find(ctx.session, group) if group else None
     secrets = secrets or secret_values.read(spec.secrets)
@@ -138,7 +138,11 @@ def up(
     outcome = training.begin(ctx, group, vm, access, _to_send(ctx, secrets))
     anew.remove_former(ctx, groups.get(ctx.session, spec.run))
     group = groups.get(ctx.session, spec.run)
-    notes += _about_the_end(ctx, group)
+    if had_finished and outcome.training.finished:
+        notes.append(release.nothing_left_to_train(group))
+        ctx.progress.note(notes[-1])
+    else:
+        notes += _about_the_end(ctx, group)
     if group.spec.max_duration or any(note.startswith("max_duration") for note in notes):
         power.backstop(ctx, group, vm)
     return UpResult(

@@ -79,6 +79,17 @@ def test_a_run_evicted_with_its_disk_goes_on_from_storage_exactly(
     assert leaked == []
 
 
+def test_a_finished_run_that_is_started_again_says_that_it_bills_for_nothing(small: Rehearsal) -> None:
+    data(small("up", "horses", "--json", "--", "--steps", "3"))
+    until_finished(small)
+    again = small("restart", "horses", "--json")
+    assert data(again)["state"] == "finished" and "nothing trains" in again.err
+    assert until_finished(small)["vm"]["power_state"] == "deallocated"
+    up = data(small("up", "horses", "--json"))
+    assert up["state"] == "finished" and "cloudtrain status horses  lets it go (deallocate)" in up["notes"][-1]
+    assert until_finished(small)["vm"]["power_state"] == "deallocated"
+
+
 def test_a_secret_reaches_the_trainer_and_is_shown_by_nothing(
     rehearsal: Rehearsal, cloudtrain: CommandLine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
