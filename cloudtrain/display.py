@@ -186,12 +186,10 @@ class Plain(Silent):
     """A line for each step when it ends; in long waits one every ten seconds in which something is told, else one every
     thirty. No escape codes."""
 
-    def __init__(
-        self, stream: TextIO, *, verbose: bool, told_seconds: float = 10.0, silent_seconds: float = 30.0
-    ) -> None:
+    def __init__(self, stream: TextIO, *, verbose: bool, silent_seconds: float = 30.0) -> None:
         self._stream = stream
         self._verbose = verbose
-        self._told_seconds, self._silent_seconds = told_seconds, silent_seconds
+        self._silent_seconds = silent_seconds
         self._lock = threading.RLock()
         self._closed = threading.Event()
         self._last: dict[Timed, tuple[float, str]] = {}
@@ -212,7 +210,7 @@ class Plain(Silent):
             if step not in self._last:
                 return
             seconds, text = self._last[step]
-            if (self._verbose and step.awaited != text) or step.seconds - seconds >= self._told_seconds:
+            if (self._verbose and step.awaited != text) or step.seconds - seconds >= 10:
                 self._tell(step)
 
     def on_end(self, step: Timed, kind: type[BaseException] | None) -> None:
