@@ -143,7 +143,7 @@ def _result(
 ) -> EvictionResult:
     """after: the guest once it trains again; None where the VM was left off, and nothing can be asked."""
     events = [event for event in after.events if event.time >= timeline.began.timestamp()] if after else []
-    for event in _firsts(events):
+    for event in _told(events):
         timeline.add_epoch(_in_words(event), event.time)
     now = training.of(after) if after else seen
     group_now = groups.get(ctx.session, group.run)
@@ -161,13 +161,16 @@ def _result(
     )
 
 
-def _firsts(events: list[GuestEvent]) -> list[GuestEvent]:
-    """The first event of each kind that is told: after the boot the guest finds, and says, some of it once more."""
-    first: dict[str, GuestEvent] = {}
+def _told(events: list[GuestEvent]) -> list[GuestEvent]:
+    """The first event of each kind that is told: after the boot the guest finds, and says, some of it once more.
+
+    Of the saves the last one before the end: one that was due anyway can come in between notice and SIGTERM."""
+    told: dict[str, GuestEvent] = {}
     for event in events:
-        if event.event in TOLD:
-            first.setdefault(event.event, event)
-    return list(first.values())
+        again = event.event == "saved" and "gone" not in told
+        if event.event in TOLD and (again or event.event not in told):
+            told[event.event] = event
+    return list(told.values())
 
 
 def _in_words(event: GuestEvent) -> str:
@@ -188,7 +191,7 @@ def _notice(events: list[GuestEvent]) -> float:
 
 def _saved_step(events: list[GuestEvent], after: Observation | None) -> int | None:
     """The step of the checkpoint that was made because of the notice, else of the newest one that was found."""
-    for event in _firsts(events):
+    for event in _told(events):
         step = event.details.get("step")
         if event.event == "saved" and isinstance(step, int):
             return step

@@ -16,7 +16,9 @@ from pathlib import Path
 EVERY, SECONDS = 10, 0.2
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=400)
-TOTAL = parser.parse_known_args()[0].steps
+parser.add_argument("--twice", action="store_true", help="when told to end, save, and once more a step later")
+ARGUMENTS = parser.parse_known_args()[0]
+TOTAL, ENDS_AFTER = ARGUMENTS.steps, 2 if ARGUMENTS.twice else 1
 PLACE = Path(os.environ["CHECKPOINT_DIR"])
 
 
@@ -38,12 +40,14 @@ def main() -> int:
     held = json.loads(newest.read_text()) if newest else {"step": 0, "weights": "", "resumes": -1}
     begun, saved = held["step"], held["step"]
     held["resumes"] += 1
-    while held["step"] < TOTAL and not asked:
+    ending = 0  # steps since it was told to end
+    while held["step"] < TOTAL and ending < ENDS_AFTER:
         time.sleep(SECONDS)
+        ending += bool(asked)
         held["step"] += 1
         held["weights"] = hashlib.sha256(f"{held['weights']} {held['step']}".encode()).hexdigest()
         # The first step of a start is saved too: from then on the start counts, whatever cuts it off.
-        if held["step"] % EVERY == 0 or held["step"] == begun + 1:
+        if held["step"] % EVERY == 0 or held["step"] == begun + 1 or ending:
             replace(checkpoints / f"{held['step']:08}", held)
             saved = held["step"]
         tell(held, begun, saved)

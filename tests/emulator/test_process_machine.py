@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -159,3 +160,18 @@ def test_an_id_that_is_a_path_is_refused(place: Path) -> None:
     for vm_id in ("", "../x", "a/b", ".", ".hidden"):
         with pytest.raises(MachineError):
             _machines(place, without_namespaces=False).power(vm_id)
+
+
+def test_a_vm_that_is_erased_while_somebody_counts_strays_is_none(place: Path) -> None:
+    machines = _machines(place, without_namespaces=False)
+
+    def come_and_go() -> None:
+        for number in range(300):
+            (place / f"vm-{number}").mkdir()
+            machines.erase(f"vm-{number}")
+
+    with ThreadPoolExecutor() as pool:
+        erasing = pool.submit(come_and_go)
+        while not erasing.done():
+            machines.strays()
+    assert erasing.exception() is None and machines.strays() == []

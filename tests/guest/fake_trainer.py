@@ -20,6 +20,7 @@ parser.add_argument("--size", type=int, default=1000, help="bytes of a checkpoin
 parser.add_argument("--folder", action="store_true", help="a checkpoint is a directory")
 parser.add_argument("--straight", type=int, help="write weights.bin and shape.json in place each so many steps")
 parser.add_argument("--hold", action="store_true", help="go no further than the first checkpoint")
+parser.add_argument("--twice", action="store_true", help="when told to end, save, and once more a step later")
 parser.add_argument("--pace", type=float, default=0.02)
 parser.add_argument("--echo", nargs="*", default=[])
 told = parser.parse_args()
@@ -91,6 +92,11 @@ def tell(saved: int | None = None) -> None:
 
 
 def save(*_: object) -> None:
+    global step
+    if told.twice:
+        tell(step)
+        time.sleep(0.5)
+        step += 1
     if told.every:
         save_checkpoint()
     elif not told.straight:

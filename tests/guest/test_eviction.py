@@ -43,6 +43,15 @@ def test_a_notice_lets_the_trainer_save_before_azure_is_told(vm: Vm) -> None:
     assert len(vm.runs()) == 1
 
 
+def test_the_save_that_is_told_is_the_last_one(vm: Vm) -> None:
+    """One that was due anyway can come in between the notice and SIGTERM."""
+    vm.install("--twice")
+    vm.imds.preempt(seconds=20)
+    eventually(lambda: vm.imds.acknowledged, "the acknowledgement")
+    (before, last), (gone,) = vm.events("saved"), vm.events("gone")
+    assert before["step"] + 1 == last["step"] == gone["saved_step"] == vm.step()
+
+
 def test_after_the_eviction_training_resumes_where_it_saved(vm: Vm) -> None:
     vm.install()
     session = vm.observe().session

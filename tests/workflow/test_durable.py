@@ -56,7 +56,7 @@ def test_a_run_evicted_with_its_disk_goes_on_from_storage_exactly(
 ) -> None:
     monkeypatch.setenv("TOKEN", "hunter2-and-more")
     options = ("--eviction-policy", "Delete", "--secret", "TOKEN", "--env", "COLOUR=blue")
-    up = data(small("up", "horses", *options, "--json", "--", "--steps", str(STEPS)))
+    up = data(small("up", "horses", *options, "--json", "--", "--steps", str(STEPS), "--twice"))
     assert up["access"] == "identity" and up["vm"]["eviction_policy"] == "Delete"
     evicted = data(small("simulate-eviction", "horses", "--notice", "20", "--json"))
     assert evicted["steps_lost"] == 0 and evicted["resumed_step"] == evicted["saved_step"] > 0, evicted

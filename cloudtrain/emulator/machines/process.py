@@ -456,7 +456,10 @@ def _remove(vm: VmDirectory) -> None:
 
 
 def _is_lock_free(vm: VmDirectory) -> bool:
-    lock = try_lock(vm, shared=True)
+    try:
+        lock = try_lock(vm, shared=True)
+    except FileNotFoundError:  # whoever held it has erased it meanwhile
+        return False
     if lock is None:
         return False
     os.close(lock)

@@ -157,26 +157,26 @@ def save(deadline: float) -> bool:
 
 
 def wait_for_end(saved_before: int | None, last: float) -> None:
-    """Until the container has ended, noting when it saved."""
+    """Until the container has ended, noting each time when it saved: the one because of the notice is the last."""
     client = subprocess.Popen(["docker", "wait", guest.CONTAINER], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    saved = False
+    saved = saved_before
     while client.poll() is None and time.monotonic() < last:
         with contextlib.suppress(subprocess.TimeoutExpired):
             client.wait(timeout=0.1)
-        saved = saved or note_save(saved_before)
+        saved = note_save(saved)
     if client.poll() is None:
         client.kill()
         client.wait()
-    note_end(saved)
+    note_end(note_save(saved) != saved_before)
 
 
-def note_save(before: int | None) -> bool:
-    """The event `saved`, once progress.json tells of a newer checkpoint than at the notice."""
-    now = guest.step_of(guest.progress(), "saved_step")
+def note_save(before: int | None) -> int | None:
+    """The event `saved`, if progress.json tells of a newer checkpoint than that one; the newest one's step."""
+    now: int | None = guest.step_of(guest.progress(), "saved_step")
     if now is None or now == before:
-        return False
+        return before
     guest.event("saved", step=now)
-    return True
+    return now
 
 
 def note_end(saved: bool) -> None:
