@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -40,12 +41,46 @@ def make_patient(builder: Any) -> None:
     builder._make_download_manager = make_with_patience
 
 
+class _Together:
+    """The files of a data set are fetched at a time: once one is given up, the others end too, and say no more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._given_up = threading.Event()
+        self._why = ""
+
+    def give_up(self, why: str) -> None:
+        """Raises DownloadFailed."""
+        with self._lock:
+            self._why = self._why or why
+            self._given_up.set()
+        self.check()
+
+    def check(self) -> None:
+        """Raises DownloadFailed, of whichever file it was."""
+        if self._given_up.is_set():
+            raise DownloadFailed(self._why)
+
+    def tell(self, stream: TextIO, line: str) -> None:
+        """In one piece. Raises DownloadFailed."""
+        with self._lock:
+            self.check()
+            stream.write(line + "\n")
+            stream.flush()
+
+    def pause(self, seconds: float) -> None:
+        """Raises DownloadFailed."""
+        self._given_up.wait(seconds)
+        self.check()
+
+
 class PatientDownloader(downloader._Downloader):  # type: ignore[misc]
     """TFDS' downloader with progress, retries, and ranges. `url_infos`: sizes and checksums it knows."""
 
     def __init__(self, url_infos: Any) -> None:
         super().__init__()
         self._url_infos = url_infos
+        self._together = _Together()
 
     def _sync_download(self, url: str, destination_path: Any, verify: bool = True) -> Any:
         if not url.startswith("http"):
@@ -54,19 +89,15 @@ class PatientDownloader(downloader._Downloader):  # type: ignore[misc]
         expected = self._url_infos.get(url)
         for pause in (*PAUSES, None):
             try:
-                return _fetch(url, path, verify, expected)
+                return _fetch(url, path, verify, expected, self._together)
             except (requests.RequestException, DownloadFailed) as error:
                 if pause is None or _is_final(error):
-                    raise DownloadFailed(f"{url}: {_reason(error)}") from error
-                _tell(sys.stderr, f"{path.name}: {_reason(error)}; trying again in {pause:.0f} s")
-                time.sleep(pause)
+                    self._together.give_up(f"{url}: {_reason(error)}")
+                else:
+                    line = f"{path.name}: {_reason(error)}; trying again in {pause:.0f} s"
+                    self._together.tell(sys.stderr, line)
+                    self._together.pause(pause)
         raise AssertionError("unreachable")
-
-
-def _tell(stream: TextIO, line: str) -> None:
-    """In one piece: several files are fetched at a time."""
-    stream.write(line + "\n")
-    stream.flush()
 
 
 def _is_final(error: Exception) -> bool:
@@ -80,7 +111,7 @@ def _reason(error: Exception) -> str:
     return "the host does not answer" if isinstance(error, requests.Timeout) else str(error)
 
 
-def _fetch(url: str, path: Path, verify: bool, expected: Any) -> Any:
+def _fetch(url: str, path: Path, verify: bool, expected: Any, together: _Together) -> Any:
     """Fetch what is still missing of `url`; returns TFDS' result. The server may not know ranges."""
     have = path.stat().st_size if path.exists() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
@@ -91,20 +122,21 @@ def _fetch(url: str, path: Path, verify: bool, expected: Any) -> Any:
         answer.raise_for_status()
         appending = answer.status_code == requests.codes.partial_content
         total = int(answer.headers.get("Content-Length", 0)) + (have if appending else 0)
-        _receive(answer, path, have if appending else 0, total)
+        _receive(answer, path, have if appending else 0, total, together)
     return _checked(path, total, expected)
 
 
-def _receive(answer: requests.Response, path: Path, have: int, total: int) -> None:
+def _receive(answer: requests.Response, path: Path, have: int, total: int, together: _Together) -> None:
     told = time.monotonic()
     with path.open("ab" if have else "wb") as file:
         try:
             for block in answer.iter_content(BLOCK):
+                together.check()
                 file.write(block)
                 have += len(block)
                 if time.monotonic() - told > TOLD_EVERY or have == total:
                     told = time.monotonic()
-                    _tell(sys.stdout, f"downloading {path.name}: {_mb(have)} of {_mb(total)} MB")
+                    together.tell(sys.stdout, f"downloading {path.name}: {_mb(have)} of {_mb(total)} MB")
         except requests.RequestException as error:
             raise DownloadFailed(f"the connection broke after {_mb(have)} of {_mb(total)} MB") from error
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -124,20 +126,36 @@ def archive(count: int, seed: int) -> bytes:
 
 
 class Host(BaseHTTPRequestHandler):
-    """Serves two archives; of one the first half comes, unless a range is asked for."""
+    """Serves archives; of one the first half comes, unless a range is asked for. A large one comes slowly."""
 
+    LARGE: ClassVar = 100 << 18
     files: ClassVar[dict[str, bytes]] = {}
     asked: ClassVar[list[tuple[str, str | None]]] = []
+    sent: ClassVar[int] = 0  # bytes of the large one
 
     def do_GET(self) -> None:
+        if self.path not in self.files:
+            while not Host.sent:
+                time.sleep(0.05)
+            return  # without a word
         content, wanted = self.files[self.path], self.headers.get("Range")
         self.asked.append((self.path, wanted))
         begin = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
         self.send_response(206 if wanted else 200)
         self.send_header("Content-Length", str(len(content) - begin))
         self.end_headers()
+        if len(content) == self.LARGE:
+            self.send_slowly(content)
+            return
         broken = self.path == "/horse-or-human.zip" and not wanted
         self.wfile.write(content[begin : len(content) // 2 if broken else len(content)])
+
+    def send_slowly(self, content: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            for at in range(0, len(content), 1 << 18):
+                self.wfile.write(content[at : at + (1 << 18)])
+                Host.sent = at + (1 << 18)
+                time.sleep(0.3)
 
     def log_message(self, format: str, *arguments: Any) -> None:
         pass
@@ -146,7 +164,7 @@ class Host(BaseHTTPRequestHandler):
 @pytest.fixture
 def host() -> Iterator[str]:
     Host.files = {"/horse-or-human.zip": archive(12, 0), "/validation-horse-or-human.zip": archive(4, 1)}
-    Host.asked = []
+    Host.asked, Host.sent = [], 0
     server = ThreadingHTTPServer(("127.0.0.1", 0), Host)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -184,6 +202,16 @@ def test_without_a_network_the_error_names_silhouettes(trainer: Trainer) -> None
     last = output.strip().splitlines()[-2:]
     assert last[0].startswith("error: the data set horses_or_humans could not be downloaded")
     assert "--dataset silhouettes" in last[1] and "Traceback" not in output
+
+
+def test_a_file_that_cannot_be_had_ends_the_download_of_the_others(trainer: Trainer, host: str) -> None:
+    Host.files = {"/horse-or-human.zip": bytes(Host.LARGE)}  # and the other one is not there
+    code, output = from_host(trainer, host)
+    assert code == 1
+    last = output.strip().splitlines()[-2:]
+    assert last[0].startswith("error: the data set horses_or_humans could not be downloaded")
+    assert f"{host}/validation-horse-or-human.zip" in last[0] and "--dataset silhouettes" in last[1]
+    assert Host.sent < Host.LARGE
 
 
 def test_an_unknown_data_set_is_refused_with_the_names_that_are_near(trainer: Trainer) -> None:
