@@ -149,8 +149,8 @@ def fault_add(
 
     KIND is one of 429, 500, 503 (the answer), drop-before, drop-after (the connection is dropped, before or after the
     work is done), hang, refuse, fail-late (an operation is accepted, and fails), busy (another RunCommand is running),
-    lose-script (a script is cut off half way, and reported as a success), evict-creating, evict (without notice),
-    delete-group.
+    lose-script (a script is cut off half way, and reported as a success), mute-script (a script is reported as running
+    for ever), evict-creating, evict (without notice), delete-group.
     """
     from cloudtrain import render
     from cloudtrain.emulator.faults import Faults

@@ -24,6 +24,10 @@ TAG_INTENT = "cloudtrain-intent"
 TAG_GENERATION = "cloudtrain-generation"
 TAG_CREATED = "cloudtrain-created"
 TAG_TRAINED = "cloudtrain-trained"
+# "true" once a VM of this generation was told to train, whether or not anybody saw it do so.
+TAG_ASKED = "cloudtrain-asked"
+# The generation that a command has begun to make: from then on the VMs before it are given up.
+TAG_NEXT = "cloudtrain-next-generation"
 TAG_PROGRESS = "cloudtrain-progress"
 TAG_SPEC = "cloudtrain-spec-"
 # When the user last asked for the run: what Azure tells of an earlier stop does not count any more.
@@ -76,7 +80,7 @@ class Group:
     generation: int
     spec: RunSpec
     created: str = ""
-    # Whether training ever began on this generation's disk: from then on the disk holds work, and is never thrown away.
+    # Whether training was seen on this generation's disk.
     trained: bool = False
     progress: LastProgress = field(default_factory=LastProgress)
     # All tags, as they were read.
@@ -86,6 +90,18 @@ class Group:
     def wanted_since(self) -> str:
         """ISO 8601: when somebody last asked for the run."""
         return self.tags.get(TAG_WANTED) or self.created
+
+    @property
+    def may_hold_work(self) -> bool:
+        """Whether this generation's disk may hold work: then it is never thrown away, whoever was killed while waiting
+        for the first step."""
+        return self.trained or self.tags.get(TAG_ASKED) == "true"
+
+    @property
+    def given_up(self) -> bool:
+        """Whether this generation's VM is never to train again: whoever makes the next one was interrupted."""
+        following = self.tags.get(TAG_NEXT, "")
+        return following.isdigit() and int(following) > self.generation
 
     @property
     def place(self) -> Place:

@@ -9,8 +9,9 @@ expiry: clocks that differ by minutes make a lease last that much longer or shor
 """
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -62,6 +63,26 @@ def take(session: Session, group: Group, holder: str, now: float, *, by_force: b
         return True
     found = groups.find(session, group.run)
     return found is not None and of(found).by == holder
+
+
+class Keeping:
+    """The clock of a lease's holder: whatever it waits for, which may take an hour and a half, the lease is renewed."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.keep: Callable[[], None] = lambda: None
+
+    def now(self) -> datetime:
+        return self._clock.now()
+
+    def sleep(self, seconds: float) -> None:
+        self._clock.sleep(seconds)
+        self.keep()
+
+
+def is_due(taken_at: float, now: float) -> bool:
+    """Whether a lease that was taken then is to be renewed."""
+    return now - taken_at >= SECONDS - RENEW_SECONDS
 
 
 def release(session: Session, group: Group, holder: str) -> None:
@@ -146,12 +167,24 @@ def _written(blob: Any, lease: Lease, etag: str) -> bool:
 
 
 @contextmanager
-def held(session: Session, group: Group, clock: Clock) -> Iterator[None]:
-    """For a person's own command: watchers keep off until it is done, or until the lease ends."""
-    holder = new_holder()
-    take(session, group, holder, clock.now().timestamp(), by_force=True)
+def held(session: Session, group: Group, clock: Clock) -> Iterator[Clock]:
+    """For a person's own command: watchers keep off until it is done. It is to wait by the clock that it gets."""
+    holder, keeping = new_holder(), Keeping(clock)
+    taken_at = clock.now().timestamp()
+    take(session, group, holder, taken_at, by_force=True)
+
+    def keep() -> None:
+        nonlocal taken_at
+        now = clock.now().timestamp()
+        if is_due(taken_at, now):
+            taken_at = now
+            # What is under way is not held up by it: the next wait tries again.
+            with suppress(CloudtrainError):
+                take(session, groups.get(session, group.run), holder, now)
+
+    keeping.keep = keep
     try:
-        yield
+        yield keeping
     finally:
         release(session, group, holder)
 

@@ -11,7 +11,7 @@ from cloudtrain.recovery.history import Event, Record, added, fold, packed, unpa
 TAG_MEMORY = "cloudtrain-recovery"
 TAG_HISTORY = "cloudtrain-history-"
 # Azure's limit of 50 tags, less what a run needs besides its spec and its history, and what its owner may add.
-TAGS_FOR_PARTS = 31
+TAGS_FOR_PARTS = 29
 HISTORY_TAGS = 20
 # Another writer may come between reading and writing.
 ATTEMPTS = 4
@@ -42,11 +42,8 @@ def history(group: Group) -> Record:
 
 
 def add(session: Session, group: Group, event: Event, memory: Memory | None = None) -> None:
-    """Note one thing that happened just now, beside whatever was noted since `group` was read, and what recovery is to
-    remember of it."""
-    now = groups.find(session, group.run)
-    if now is not None and not now.deleting:
-        append(session, now, [event], memory=memory)
+    """Note one thing that happened just now, and what recovery is to remember of it."""
+    append(session, group, [event], memory=memory)
 
 
 def append(
@@ -57,12 +54,16 @@ def append(
     read: tuple[int, int] | None = None,
     memory: Memory | None = None,
 ) -> Record:
-    """Add events to the history; what does not fit any more is folded into its sums, the oldest first. Returns it.
+    """Add events to the history, beside whatever was noted since `group` was read; what does not fit any more is
+    folded into its sums, the oldest first. Returns it.
 
     read: how far the guest's own events were taken over, and the generation of its disk. Tags know no condition on a
     write: what another writer overwrote is added again."""
-    wanted, held = Record(), history(group)
+    wanted, now = history(group), groups.find(session, group.run)
     for _ in range(ATTEMPTS):
+        if now is None or now.deleting:
+            break
+        held = history(now)
         wanted = added(held, events)
         if read is not None:
             wanted = msgspec.structs.replace(wanted, read=read[0], generation=read[1])
@@ -70,11 +71,8 @@ def append(
             break
         wanted = _fitting(wanted, group)
         groups.set_parts(session, group, TAG_HISTORY, packed(wanted), _memory_tags(memory))
-        found = groups.find(session, group.run)
-        if found is None:
-            break
-        held = history(found)
-        if held == wanted:
+        now = groups.find(session, group.run)
+        if now is not None and history(now) == wanted:
             break
     return wanted
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cloudtrain.azure import names
+from cloudtrain.azure import vm as vms
 from cloudtrain.azure.errors import in_conflict, is_missing, translated
 from cloudtrain.azure.group import Group
 from cloudtrain.azure.session import Session
+from cloudtrain.azure.vm import PowerState
 from cloudtrain.azure.words import word
 from cloudtrain.clock import Clock, pause
 from cloudtrain.errors import CloudtrainError
@@ -19,6 +21,10 @@ from cloudtrain.errors import CloudtrainError
 ENDED = ("Succeeded", "Failed", "TimedOut", "Canceled")
 # Any client of ours that lost its way leaves at most a script that sleeps: Azure's own limit then ends it.
 OBSERVE_SECONDS = 120
+# So long after its time limit Azure is waited for to say that a script has ended.
+LATE_SECONDS = 120.0
+# How often, in pauses between two looks, it is looked whether the VM still runs.
+PAUSES_PER_POWER_LOOK = 4
 
 
 class GuestUnreachable(CloudtrainError):
@@ -57,7 +63,7 @@ def run(
     """
     vm_name = names.vm(group.run, group.generation)
     _begin(session, group, clock, name, script, timeout_seconds, protected or {})
-    shown, waited = "", 0.0
+    shown, waited, looked_at = "", 0.0, 0.0
     while True:
         view = _view(session, group, vm_name, name)
         output = str(view.output or "")
@@ -66,6 +72,11 @@ def run(
         shown = output or shown
         if _ended(view):
             break
+        if waited > timeout_seconds + LATE_SECONDS:
+            raise GuestUnreachable(f"Azure does not say what became of a command on the VM, after {waited:.0f} s.")
+        if waited - looked_at > PAUSES_PER_POWER_LOOK * session.capabilities.poll_seconds:
+            _require_running(session, group)
+            looked_at = waited
         clock.sleep(pause(waited, session.capabilities.poll_seconds))
         waited += pause(waited, session.capabilities.poll_seconds)
     if not keep:
@@ -116,6 +127,16 @@ def _begin(
                 if not in_conflict(error) or attempt == 9:
                     raise
             clock.sleep(session.capabilities.poll_seconds)
+
+
+def _require_running(session: Session, group: Group) -> None:
+    """An assumption: of a command whose VM went away Azure may say "Running" for as long as the VM is off, because
+    nobody is left who would report its end."""
+    vm = vms.find(session, group)
+    if vm is None or vm.power in (PowerState.DEALLOCATED, PowerState.DEALLOCATING, PowerState.STOPPED):
+        raise GuestUnreachable(
+            f"A command on the VM did not run to its end: the VM is {vm.power.value if vm else 'gone'}."
+        )
 
 
 def _view(session: Session, group: Group, vm_name: str, name: str) -> Any:

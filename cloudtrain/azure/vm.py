@@ -61,9 +61,11 @@ class Vm:
 
 
 def find(session: Session, group: Group) -> Vm | None:
-    """The VM of the run's current generation, None where there is none."""
+    """The VM of the run's current generation, None where there is none, or it is given up for the next one."""
     from azure.core.exceptions import HttpResponseError
 
+    if group.given_up:
+        return None
     with translated("reading the VM"):
         try:
             found = session.compute.virtual_machines.get(

@@ -91,6 +91,9 @@ KINDS: Mapping[str, Kind] = {
     "lose-script": Kind(
         "cuts a script off half way and reports success", "POST */runCommand*|PUT */runCommands/*"
     ),
+    "mute-script": Kind(
+        "reports a script as running for ever, whatever becomes of it", "PUT */runCommands/*"
+    ),
     "evict-creating": Kind("evicts the VM while it is made", "VirtualMachines_CreateOrUpdate"),
     "evict": Kind("evicts the VM that the request is about, without notice", "* */virtualMachines/*"),
     "delete-group": Kind("somebody deletes the resource group that the request is about", "* */resourceGroups/*"),
@@ -262,6 +265,8 @@ class Strike:
                 return {"failure": failure(self.rule.code, self._about())}
             case "lose-script":
                 return {"lost": True}
+            case "mute-script":
+                return {"mute": True}
             case "evict-creating":
                 return {"evicted": True}
         return {}

@@ -439,6 +439,7 @@ def _settle_put(azure: Azure, records: Records, operation: Operation, outcome: O
     if managed is not None:
         managed.private["provisioning"] = "Succeeded" if outcome.error is None else "Failed"
         managed.private["lost"] = operation.arguments.get("lost", False)
+        managed.private["mute"] = operation.arguments.get("mute", False)
         managed.changed = azure.now()
         records.put(managed)
 
@@ -534,6 +535,8 @@ def _view(azure: Azure, managed: Resource) -> Json:
     if managed.private.get("lost"):
         # The success of a script that was lost half way: the end of its output is missing.
         result = replace(result, state=ScriptState.SUCCEEDED, stdout=result.stdout[: len(result.stdout) // 2])
+    if managed.private.get("mute"):
+        result = replace(result, state=ScriptState.RUNNING, exit_code=None, ended=None)
     view: Json = {
         "exitCode": result.exit_code or 0,
         "executionState": _STATES[result.state],

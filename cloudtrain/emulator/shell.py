@@ -138,8 +138,8 @@ def _clean(root: Path) -> None:
             with (directory / "held").open("w") as held:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(directory, ignore_errors=True)
-        except BlockingIOError:
-            pass  # in use
+        except (BlockingIOError, FileNotFoundError):
+            pass  # in use, or gone just now
 
 
 @dataclass(frozen=True)

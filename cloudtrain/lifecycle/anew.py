@@ -1,7 +1,8 @@
 """A VM of the run's next generation, which goes on from the blobs where the one before it left off.
 
-The order makes it safe to be killed anywhere: the fence first, from which on no older VM trains; then the tag, by which
-every command finds the new VM; and what is left of the older ones goes last, once the new one trains."""
+The order makes it safe to be killed anywhere: a tag first, by which no command starts an older VM any more; the fence,
+from which on none of them trains; then the tag by which every command finds the new VM; and what is left of the older
+ones goes last, once the new one trains."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -58,13 +59,15 @@ def go_on(ctx: Context, group: Group, vm: Vm) -> training.Outcome:
 def claim(ctx: Context, group: Group, place: Place) -> Group:
     """The group, whose VM is to be made at that place: of the next generation, unless there is none of this one that
     ever trained, nor may have."""
-    vm = vms.find(ctx.session, group)
-    if vm is not None and not group.trained:
+    if group.may_hold_work:
+        return _next_generation(ctx, group, place)
+    if vms.find(ctx.session, group) is not None:
         with ctx.progress.step("removing the VM that could not be made"):
             vms.delete(ctx.session, group, ctx.clock)
-    if group.trained:
-        group = next_generation(ctx, group)
-    tags = groups.place_tags(place)
+    return _tagged(ctx, group, groups.place_tags(place))
+
+
+def _tagged(ctx: Context, group: Group, tags: Mapping[str, str]) -> Group:
     if tags.items() - group.tags.items():
         groups.set_tags(ctx.session, group, tags)
     return replace(group, tags={**group.tags, **tags})
@@ -92,19 +95,22 @@ def values_for_new_vm(group: Group) -> Mapping[str, str]:
     return found.values
 
 
-def next_generation(ctx: Context, group: Group) -> Group:
+def _next_generation(ctx: Context, group: Group, place: Place) -> Group:
     """Close the run to every VM there was, and give the next one its number."""
     generation = group.generation + 1
     with ctx.progress.step(f"generation {generation}"):
+        # Killed after the fence, a VM that it keeps from training for good would be started again and again.
+        group = _tagged(ctx, group, {groups.TAG_NEXT: str(generation)})
         _fence(ctx, group, generation)
         tags = {
             groups.TAG_GENERATION: str(generation),
             groups.TAG_TRAINED: "false",
+            groups.TAG_ASKED: "false",
             groups.TAG_ENDS: "false",
             groups.TAG_FORMER: "true",
+            **groups.place_tags(place),
         }
-        groups.set_tags(ctx.session, group, tags)
-    return replace(group, generation=generation, trained=False, tags={**group.tags, **tags})
+        return replace(_tagged(ctx, group, tags), generation=generation, trained=False)
 
 
 def _fence(ctx: Context, group: Group, generation: int) -> None:

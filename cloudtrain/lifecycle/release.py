@@ -1,9 +1,12 @@
 """A finished run stops its VM from billing: by the VM itself where it may, else by whichever command sees it first."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 
 from cloudtrain.azure import group as groups
-from cloudtrain.azure import notes, storage
+from cloudtrain.azure import lease, notes, storage
 from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.vm import PowerState, Vm
@@ -19,11 +22,14 @@ STALLED_SECONDS = 600.0
 UNREACHED_SECONDS = 900.0
 
 
-def after_finish(ctx: Context, group: Group, vm: Vm | None, seen: Observation) -> str:
-    """Do with a finished run's VM what `when_done` says, once all of it is in storage. Returns what there is to say."""
+def after_finish(ctx: Context, group: Group, vm: Vm | None, seen: Observation, holder: str = "") -> str:
+    """Do with a finished run's VM what `when_done` says, once all of it is in storage. Returns what there is to say.
+    holder: of the run's lease, who asks for it; of a run that somebody else has in hand nothing is done."""
     wanted = group.spec.when_done
     if not seen.finished or wanted == "keep" or vm is None or vm.power is not PowerState.RUNNING:
         return ""
+    if _in_other_hands(ctx, group, holder):
+        return "Training has finished; a watcher, or a command that is under way, has the run in hand."
     if _still_sending(group, seen):
         return f"Training has finished; the VM is sending the rest to storage, then it goes ({wanted})."
     if wanted == "delete" and _all_sent(group, seen):
@@ -38,6 +44,23 @@ def after_finish(ctx: Context, group: Group, vm: Vm | None, seen: Observation) -
         if wanted == "delete":
             said += " It was not deleted, for not everything on it is in storage."
     return said
+
+
+def _in_other_hands(ctx: Context, group: Group, holder: str) -> bool:
+    """As somebody may be about to make a longer job of it: until it trains, its guest says that it has finished."""
+    now = groups.find(ctx.session, group.run)
+    held = lease.of(now or group)
+    return held.by != holder and held.until > ctx.clock.now().timestamp()
+
+
+@contextmanager
+def undisturbed(ctx: Context, group: Group) -> Iterator[Context]:
+    """For whoever starts the VM of a run that had finished: until it trains, nobody else lets it go again."""
+    if group.intent is not Intent.FINISHED:
+        yield ctx
+        return
+    with lease.held(ctx.session, group, ctx.clock) as clock:
+        yield replace(ctx, clock=clock)
 
 
 def nothing_left_to_train(group: Group) -> str:

@@ -17,10 +17,10 @@ def state_of(group: Group, vm: Vm | None, training: Training | None) -> str:
     if group.intent is Intent.FINISHED or (training and training.finished):
         return FINISHED
     if vm is None:
-        if not group.trained and not group.storage_account:
+        if not group.may_hold_work and not group.storage_account:
             return PROVISIONING
         return STOPPED if group.intent is Intent.STOPPED else EVICTED
-    if vm.gone_wrong and not group.trained:
+    if vm.gone_wrong and not group.may_hold_work:
         return FAILED
     if vm.power in (PowerState.DEALLOCATED, PowerState.DEALLOCATING):
         if group.intent is Intent.STOPPED and group.progress.failed:

@@ -121,15 +121,33 @@ def pointer(container: Any) -> Pointer | None:
 
 
 def holds(ctx: Context, group: Group, step: int | None) -> bool:
-    """Whether it has a checkpoint no older than that step. False where nobody here can tell."""
+    """Whether it has a checkpoint no older than that step, and than the last one that the guest told of. False where
+    nobody here can tell."""
     try:
         container = readable(ctx, group)
-        found = None if container is None else pointer(container)
+        if container is None:
+            return False
+        seen, found = observation(container), pointer(container)
     except CloudtrainError:
         return False
+    if seen is not None and seen.generation == group.generation:
+        if _was_saving(seen):
+            return False
+        told = seen.progress.saved_step if seen.progress else None
+        step = max((known for known in (step, told) if known is not None), default=None)
     if found is None or found.newest is None:
         return False
     return step is None or found.newest.step is None or found.newest.step >= step
+
+
+def _was_saving(seen: Observation) -> bool:
+    """Whether its last word came between the notice of an eviction and the trainer's end: what was saved then may be on
+    the disk alone."""
+    if seen.evicting is None or seen.container is None or not seen.container.running:
+        return False
+    names = [event.event for event in seen.events]
+    since = len(names) - names[::-1].index("notice") if "notice" in names else len(names)
+    return "gone" not in names[since:]
 
 
 # logs

@@ -84,8 +84,10 @@ def _start_and_let_in(
     """Roles are assigned while training starts. Returns what the group's tags are to say of the VM's access."""
     protected = {**_pull_login(ctx, group.spec.image), **_secrets(secrets)}
     if vm is None or access is None:
+        _note_asked(ctx, group, {})
         return _start(ctx, group, protected, ends_itself=group.ends_itself), {}
     way = durable.for_vm(ctx, group, vm, access)
+    _note_asked(ctx, group, way.tags)
     protected |= way.protected
     ends = way.by_identity and group.spec.when_done != "keep"
     outcome, is_in, may_end = together(
@@ -97,6 +99,13 @@ def _start_and_let_in(
         way = durable.by_signature(ctx, group, way.storage)
         durable.deliver(ctx, group, way.protected)
     return outcome, {**way.tags, groups.TAG_ENDS: "true" if may_end else "false"}
+
+
+def _note_asked(ctx: Context, group: Group, access: Mapping[str, str]) -> None:
+    """Before the VM is told to train: whoever waits for its first step may be killed, and it trains all the same."""
+    tags = {groups.TAG_ASKED: "true", **access}
+    if tags.items() - group.tags.items():
+        groups.set_tags(ctx.session, group, tags)
 
 
 def _secrets(values: Mapping[str, str] | None) -> dict[str, str]:
@@ -161,7 +170,8 @@ def save_and_stop(ctx: Context, group: Group) -> int | None:
         )
         stopped = _parsed(guest.parse_stop, output, nonce)
     seen = observe(ctx, group)
-    remember(ctx, group, of(seen), seen.time)
+    if group.trained or seen.container is not None or seen.finished:
+        remember(ctx, group, of(seen), seen.time)
     return stopped.saved_step
 
 

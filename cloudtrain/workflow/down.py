@@ -82,7 +82,7 @@ def _bring_home(ctx: Context, group: Group, destination: Destination) -> Pulled 
             return None  # somebody else was quicker
         raise _kept(group.run, error) from error
     if result is None or not result.files:
-        if group.trained:
+        if group.may_hold_work:
             ctx.progress.note("There was nothing to fetch: nothing of the run lies in storage.")
         return None
     if not result.complete:

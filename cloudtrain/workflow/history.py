@@ -82,7 +82,7 @@ def history(ctx: Context, run: str) -> HistoryResult:
                 record = _take_all_over(ctx, group)
         except (GuestUnreachable, Refused) as error:
             note = f"The guest could not be asked for its part: {error.message}"
-    elif group.trained:
+    elif group.may_hold_work:
         note = "The VM is off: what it noted since it was last read is on its disk, and is shown once it runs."
     return _result(ctx, group, record, vm, note or durable.renew(ctx, group, vm))
 

@@ -187,7 +187,7 @@ def _resources(ctx: Context, spec: RunSpec, group: Group | None, found: Vm | Non
     """Everything that `up` makes, in its order. The generation of the VM is the group's, and the next one's where it
     goes on from storage."""
     run, generation = spec.run, group.generation if group else 1
-    if group and found is None and group.trained and group.storage_account:
+    if group and found is None and group.may_hold_work and group.storage_account:
         generation += 1
     there = {resource.lower() for resource in leftovers.of_run(ctx.session, run)} if group else set()
     vm = names.vm(run, generation)

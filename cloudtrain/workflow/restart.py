@@ -15,6 +15,7 @@ from cloudtrain.lifecycle.context import Context
 from cloudtrain.lifecycle.durable import Access, NoStorage
 from cloudtrain.lifecycle.results import Training
 from cloudtrain.lifecycle.state import state_of
+from cloudtrain.secret_values import SecretValues
 from cloudtrain.together import together
 
 
@@ -44,15 +45,8 @@ def restart(ctx: Context, run: str, secret_files: Mapping[str, str] | None = Non
         secret_values.refuse_missing(secrets, run)
     if group.intent is Intent.STOPPED:
         groups.set_intent(ctx.session, group, Intent.RUNNING, ctx.clock.now())
-    if vm is None:
-        made = anew.make_anew(ctx, group, secrets=secrets.values)
-        power.note(ctx, made.group, "recreated")
-        action, vm, outcome = "recreated", made.vm, made.outcome
-    else:
-        known = vm
-        (action, vm), access = together(lambda: _powered(ctx, group, known), lambda: _access(ctx, group))
-        outcome = training.begin(ctx, group, vm, access, secrets.values if secrets.complete else None)
-        anew.remove_former(ctx, group)
+    with release.undisturbed(ctx, group) as alone:
+        action, vm, outcome = _made_to_train(alone, group, vm, secrets)
     after = groups.get(ctx.session, run)
     if group.intent is Intent.FINISHED and outcome.training.finished:
         ctx.progress.note(release.nothing_left_to_train(after))
@@ -66,10 +60,24 @@ def restart(ctx: Context, run: str, secret_files: Mapping[str, str] | None = Non
     )
 
 
+def _made_to_train(
+    ctx: Context, group: Group, vm: Vm | None, secrets: SecretValues
+) -> tuple[str, Vm | None, training.Outcome]:
+    if vm is None:
+        made = anew.make_anew(ctx, group, secrets=secrets.values)
+        power.note(ctx, made.group, "recreated")
+        return "recreated", made.vm, made.outcome
+    known = vm
+    (action, vm), access = together(lambda: _powered(ctx, group, known), lambda: _access(ctx, group))
+    outcome = training.begin(ctx, group, vm, access, secrets.values if secrets.complete else None)
+    anew.remove_former(ctx, group)
+    return action, vm, outcome
+
+
 def _powered(ctx: Context, group: Group, vm: Vm) -> tuple[str, Vm | None]:
     if vm.power is not PowerState.RUNNING:
         return "started", power.start(ctx, group)
-    if group.trained:
+    if group.may_hold_work:
         training.save_and_stop(ctx, group)
     with ctx.progress.step("rebooting the VM", usually="30 to 90 s on Azure"):
         vms.restart(ctx.session, group, ctx.clock)

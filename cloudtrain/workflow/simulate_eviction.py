@@ -1,5 +1,6 @@
 """`simulate-eviction`: evict the VM through Azure's own operation, bring it back, and account for every step."""
 
+from dataclasses import replace
 from datetime import datetime
 
 import msgspec
@@ -52,8 +53,8 @@ def simulate_eviction(ctx: Context, run: str, *, notice: float | None, bring_bac
     if bring_back and vm.eviction_policy == "Delete":
         anew.values_for_new_vm(group)  # nothing is evicted that could not come back
     _require_training(ctx, group)
-    with lease.held(ctx.session, group, ctx.clock):
-        return _evict(ctx, group, vm, notice, bring_back)
+    with lease.held(ctx.session, group, ctx.clock) as clock:
+        return _evict(replace(ctx, clock=clock), group, vm, notice, bring_back)
 
 
 def _evict(ctx: Context, group: Group, vm: Vm, notice: float | None, bring_back: bool) -> EvictionResult:

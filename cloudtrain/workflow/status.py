@@ -68,8 +68,11 @@ def status(ctx: Context, run: str) -> StatusResult:
     told, address = together(
         lambda: _told(ctx, group, vm), lambda: network.public_ip(ctx.session, group) if vm else None
     )
-    if told.live is not None and told.live.finished:
-        vm = vms.find(ctx.session, group)  # it may have been released just now
+    on = vm is not None and vm.power is PowerState.RUNNING
+    if told.live.finished if told.live else on:
+        # It may have been released just now; one that could not be asked may have been evicted meanwhile.
+        group = groups.get(ctx.session, run)
+        vm = vms.find(ctx.session, group)
     state = state_of(group, vm, told.live)
     now = ctx.clock.now().timestamp()
     total = sums(added(notes.history(group), told.events), group.begun, now)

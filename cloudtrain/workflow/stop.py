@@ -32,7 +32,7 @@ def stop(ctx: Context, run: str, *, why: str = "") -> StopResult:
         groups.set_intent(ctx.session, group, Intent.STOPPED, ctx.clock.now())
     vm = power.settled(ctx, group)
     saved = group.progress.saved
-    if vm is not None and vm.power is PowerState.RUNNING and group.trained:
+    if vm is not None and vm.power is PowerState.RUNNING and group.may_hold_work:
         saved = _save(ctx, group)
     if vm is not None and vm.power is not PowerState.DEALLOCATED:
         with ctx.progress.step("deallocating the VM", usually="10 to 30 s on Azure"):

@@ -130,12 +130,13 @@ def up(
             ctx.session.prepare(ctx.progress)
         group = _go_on(ctx, group, spec) if group and group.storage_account else _create_group(ctx, spec)
     was_off = vm is not None and vm.power is not PowerState.RUNNING
-    group, vm, access, done = _run_and_image(ctx, group, build, secrets, watched=watched)
-    image = image if build is None else done
-    if was_off and any(note.startswith(AT_NEXT_START) for note in notes):
-        # Booting has started the trainer as it was; the changed spec wants a trainer of its own.
-        training.save_and_stop(ctx, group)
-    outcome = training.begin(ctx, group, vm, access, _to_send(ctx, secrets))
+    with release.undisturbed(ctx, group) as alone:
+        group, vm, access, done = _run_and_image(alone, group, build, secrets, watched=watched)
+        image = image if build is None else done
+        if was_off and any(note.startswith(AT_NEXT_START) for note in notes):
+            # Booting has started the trainer as it was; the changed spec wants a trainer of its own.
+            training.save_and_stop(alone, group)
+        outcome = training.begin(alone, group, vm, access, _to_send(alone, secrets))
     anew.remove_former(ctx, groups.get(ctx.session, spec.run))
     group = groups.get(ctx.session, spec.run)
     if had_finished and outcome.training.finished:
@@ -166,7 +167,7 @@ def up(
 
 def _wants_new_vm(group: Group, vm: Vm | None) -> bool:
     """A VM that Azure failed to make stays as a resource; nothing of the user's is on its disk."""
-    return vm is None or (vm.gone_wrong and not group.trained)
+    return vm is None or (vm.gone_wrong and not group.may_hold_work)
 
 
 def _to_send(ctx: Context, secrets: SecretValues) -> Mapping[str, str] | None:
@@ -390,7 +391,8 @@ def _undo_after(ctx: Context, group: Group, reason: CloudtrainError, *, running:
 def _undo(ctx: Context, group: Group, *, running: bool = False) -> None:
     """No VM, or no image or storage for it: a group that never trained holds nothing of the user's, and would only be
     in the way. running: a VM that runs goes, too."""
-    if group.trained or group.storage_account:
+    now = groups.find(ctx.session, group.run)
+    if now is None or now.may_hold_work or now.storage_account:
         return
     vm = vms.find(ctx.session, group)
     if vm is not None and not vm.gone_wrong and not running:

@@ -15,7 +15,6 @@ from cloudtrain.azure import vm as vms
 from cloudtrain.azure.group import Group, Intent
 from cloudtrain.azure.run_command import GuestUnreachable
 from cloudtrain.azure.vm import PowerState, Vm
-from cloudtrain.clock import Clock
 from cloudtrain.errors import Blocks, CloudtrainError, Exit, NoSuchRun, Refused
 from cloudtrain.guest.observation import Observation as GuestObservation
 from cloudtrain.lifecycle import anew, durable, money, power, release, stored, training
@@ -63,7 +62,7 @@ class WatchResult(msgspec.Struct, frozen=True):
 
 def watch(ctx: Context, run: str, *, once: bool, emit: Callable[[WatchLine], None]) -> WatchResult:
     """once: one look. Else until the run is over: finished, failed, stopped, or gone. Raises NoSuchRun."""
-    clock = _Keeping(ctx.clock)
+    clock = lease.Keeping(ctx.clock)
     watcher = _Watcher(replace(ctx, clock=clock), run, emit, lease.new_holder())
     clock.keep = watcher.keep
     try:
@@ -117,21 +116,6 @@ def error_of(result: WatchResult) -> CloudtrainError | None:
 def interval(ctx: Context) -> float:
     """Seconds between two looks at the VM's power state. On Azure 6: it allows a read of a VM each 5 s."""
     return max(1.0, 0.6 * ctx.session.capabilities.poll_seconds)
-
-
-class _Keeping:
-    """The clock of a watcher: whatever it waits for, which may take an hour and a half, its lease is renewed."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self.keep: Callable[[], None] = lambda: None
-
-    def now(self) -> datetime:
-        return self._clock.now()
-
-    def sleep(self, seconds: float) -> None:
-        self._clock.sleep(seconds)
-        self.keep()
 
 
 @dataclass(frozen=True)
@@ -211,7 +195,7 @@ class _Watcher:
 
     def keep(self) -> None:
         """The lease, while something takes long."""
-        if self.taken_at is None or self._now() - self.taken_at < lease.SECONDS - lease.RENEW_SECONDS:
+        if self.taken_at is None or not lease.is_due(self.taken_at, self._now()):
             return
         self.taken_at = self._now()
         try:
@@ -247,7 +231,7 @@ class _Watcher:
             kept=spec.when_done == "keep",
             places=places_of(spec),
             on_demand_after=spec.on_demand_after or 0.0,
-            trained=group.trained,
+            trained=group.may_hold_work,
             begun=group.trained or group.generation == 1,
             saved_step=group.progress.saved,
             user_stopped=(
@@ -266,7 +250,7 @@ class _Watcher:
     def _durable(self, group: Group, vm: Vm | None, memory: Memory) -> bool:
         """Whether a new VM loses nothing that is known of: a disk that is there is not given up for a storage that
         lacks its work, as where the VM was refused there."""
-        kept = vm is not None and vm.power is PowerState.DEALLOCATED and group.trained
+        kept = vm is not None and vm.power is PowerState.DEALLOCATED and group.may_hold_work
         if not group.storage_account or not kept or self._now() < memory.next_at:
             return bool(group.storage_account)
         held = stored.holds(self.ctx, group, group.progress.saved)
@@ -306,11 +290,11 @@ class _Watcher:
 
     def _power(self, group: Group, vm: Vm | None) -> Power:
         if vm is None:
-            being_made = group.generation == 1 and not group.trained and not notes.memory(group).off_since
+            being_made = group.generation == 1 and not group.may_hold_work and not notes.memory(group).off_since
             return Power.MOVING if being_made and self._now() - group.begun < MAKING_SECONDS else Power.GONE
         if vm.provisioning in power.ON_THE_WAY or vm.power in power.MOVING:
             return Power.MOVING
-        if vm.gone_wrong and vm.power is not PowerState.RUNNING and not group.trained:
+        if vm.gone_wrong and vm.power is not PowerState.RUNNING and not group.may_hold_work:
             return Power.FAILED
         known = {
             PowerState.RUNNING: Power.RUNNING,
@@ -340,7 +324,8 @@ class _Watcher:
         self.warning = durable.renew(self.ctx, group, vm)
         if group.spec.max_duration:
             power.backstop(self.ctx, group, vm)
-        if group.trained:
+        # Of a later generation that has not trained yet, whoever makes it remembers more: see BEGIN.
+        if group.trained or (group.generation == 1 and self.told.under_way):
             training.remember(self.ctx, group, self.told, seen.time)
         if not self.told.under_way and not seen.failed and not seen.finished:
             self.looks = 0
@@ -367,7 +352,7 @@ class _Watcher:
         if self.seen is None and vm is not None and vm.power is PowerState.RUNNING:
             self._ask_guest(group, vm)
         if self.seen is not None:
-            release.after_finish(self.ctx, group, vm, self.seen)
+            release.after_finish(self.ctx, group, vm, self.seen, self.holder)
         else:
             release.deallocate(self.ctx, group)
 

@@ -253,6 +253,11 @@ def boot() -> str:
     return f"{kernel} {identity(1)}"
 
 
+def session() -> Any:
+    """How often the startup script was started; None before."""
+    return (read_json(ROOT / "state.json") or {}).get("session")
+
+
 def alive(who: Any) -> bool:
     """Whether the process that signed a file as `writer` still runs; a file of an earlier boot has none."""
     if not isinstance(who, str) or not who.partition(":")[0].isdigit():

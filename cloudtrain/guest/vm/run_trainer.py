@@ -356,7 +356,7 @@ def remember_end(name: str, ended: Any, note: str = "") -> None:
 
 def conclude(name: str, state: State, **fields: Any) -> None:
     """Leave the file `finished` or `failed`, which outlives this program."""
-    content = {"time": time.time(), "session": state.fields["session"], **fields}
+    content = {"time": time.time(), "session": state.fields["session"], "boot": guest.boot(), **fields}
     if not guest.write_json(guest.ROOT / name, content, sync=True):
         guest.give_up_reserve()
         guest.write_json(guest.ROOT / name, content, sync=True)

@@ -112,8 +112,7 @@ class Sender:
     def may_send(self) -> bool:
         """Once a new VM has taken over what is in storage: before, it has nothing to say."""
         mark = guest.read_json(guest.ROOT / "restored.json") or {}
-        session = (guest.read_json(guest.ROOT / "state.json") or {}).get("session")
-        now = (self.shared.access.place, guest.boot(), session)
+        now = (self.shared.access.place, guest.boot(), guest.session())
         return (mark.get("place"), mark.get("boot"), mark.get("session")) == now
 
     def know(self) -> None:
