@@ -323,18 +323,22 @@ def translated(doing: str) -> Iterator[None]:
     try:
         yield
     except (ServiceRequestError, ServiceResponseError) as error:
-        raise CloudtrainError(
-            "CloudUnreachable",
-            f"Azure could not be reached while {doing}: {message_of(error)}",
-            "Check the network, then run the same command again: it goes on from what is there.",
-            Exit.UNREACHABLE,
-            Blocks.NOTHING,
-        ) from error
+        raise _unreachable(doing, error) from error
     except HttpResponseError as error:
         known = recognised(error)
         if known is None and isinstance(error, ClientAuthenticationError):
             raise _not_logged_in(doing, error) from error
         raise _told(doing, error, known) from error
+
+
+def _unreachable(doing: str, error: Any) -> CloudtrainError:
+    return CloudtrainError(
+        "CloudUnreachable",
+        f"Azure could not be reached while {doing}: {message_of(error)}",
+        "Check the network, then run the same command again: it goes on from what is there.",
+        Exit.UNREACHABLE,
+        Blocks.NOTHING,
+    )
 
 
 def _not_logged_in(doing: str, error: Any) -> CloudtrainError:
@@ -362,6 +366,10 @@ def _told(doing: str, error: Any, known: Known | None) -> CloudtrainError:
 
 def _unknown(doing: str, error: Any, code: str, said: str) -> CloudtrainError:
     status = getattr(error, "status_code", None) or 0
+    if not status and not code:
+        # An answer that broke off half-way: azure-core raises it as an IncompleteReadError or a DecodeError, which are
+        # HttpResponseErrors without a response, and azure-storage-blob, after three tries, as a bare HttpResponseError.
+        return _unreachable(doing, error)
     if status == 429:
         return Refused("TooManyRequests", f"Azure refused while {doing}: {said}", LATER, Blocks.NOTHING)
     if status >= 500:

@@ -1,14 +1,17 @@
 """A run whose storage holds what a test puts there, as the uploader on its VM would; its VM only has states."""
 
 import base64
+import errno
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from azure.storage.blob import ContentSettings
 
 from cloudtrain.azure import group as groups
@@ -142,6 +145,28 @@ def send_log(container: Any, source: str, number: int, data: bytes) -> None:
 
 def stored_file(path: str, blob: str, data: bytes) -> dict[str, Any]:
     return {"path": path, "blob": blob, "size": len(data), "md5": base64.b64encode(md5(data)).decode()}
+
+
+@contextmanager
+def cut_short(monkeypatch: pytest.MonkeyPatch, path: str, *, reset: bool) -> Iterator[None]:
+    """Inside, what is answered to a GET of a path with that in it breaks off half-way: it just ends, or the connection
+    is reset."""
+    from cloudtrain.emulator.embedded import EmbeddedAzure
+
+    plain = EmbeddedAzure.__call__
+
+    def half(whole: bytes) -> Iterator[bytes]:
+        yield whole[: len(whole) // 2]
+        if reset:
+            raise ConnectionResetError(errno.ECONNRESET, "reset by a test")
+
+    def call(self: Any, environ: dict[str, Any], start: Callable[..., Any]) -> Any:
+        body = plain(self, environ, start)
+        return half(b"".join(body)) if environ["REQUEST_METHOD"] == "GET" and path in environ["PATH_INFO"] else body
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EmbeddedAzure, "__call__", call)
+        yield
 
 
 def until(reached: Callable[[], bool]) -> None:

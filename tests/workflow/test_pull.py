@@ -19,7 +19,7 @@ from cloudtrain.clock import SystemClock
 from cloudtrain.guest import durable
 from tests.cli.conftest import CommandLine
 
-from .stored_run import StoredRun, md5, stored_file
+from .stored_run import StoredRun, cut_short, md5, stored_file
 
 MADE = {
     "model.keras": b"the model" * 999,
@@ -267,6 +267,20 @@ def test_ctrl_c_keeps_what_has_arrived_and_the_next_pull_asks_for_the_rest_alone
     asked.clear()
     stored.data("pull", "horses")
     assert not [name for name, _ in asked if "/models/" in name]  # what is here, whole, is not asked for again
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_file_that_breaks_off_again_and_again_is_the_networks_fault(
+    stored: StoredRun, monkeypatch: pytest.MonkeyPatch, reset: bool
+) -> None:
+    finished_run(stored)
+    with cut_short(monkeypatch, "/models/model.keras", reset=reset):
+        told = stored.cli("pull", "horses", "--json")
+    assert (told.code, told.error["code"]) == (8, "CloudUnreachable")
+    assert "could not be reached while fetching the blob 'models/model.keras'" in told.error["message"]
+    assert "Check the network" in told.error["hint"]
+    stored.data("pull", "horses")
+    assert stored.home() == MADE
 
 
 def ranges_asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:

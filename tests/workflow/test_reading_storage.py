@@ -22,7 +22,7 @@ from cloudtrain.guest import durable
 from cloudtrain.lifecycle.stored import StoredLog
 
 from ..emulator.blob_services import Service
-from .stored_run import StoredRun, send_log
+from .stored_run import StoredRun, cut_short, send_log
 
 
 def power(run: StoredRun, change: Callable[..., Any]) -> None:
@@ -136,18 +136,43 @@ def test_blobs_that_do_not_answer_are_not_waited_for_where_the_vm_can_be_asked(s
     assert groups.get(stored.session, "horses").intent is groups.Intent.STOPPED
 
 
-def test_a_vm_that_may_have_put_itself_off_is_not_judged_while_storage_does_not_answer(stored: StoredRun) -> None:
+def put_off_after_its_end(stored: StoredRun) -> None:
+    """The run has finished, its VM put itself off, and nobody has seen it yet."""
     stored.finished()
     at = datetime.now(UTC) - timedelta(seconds=60)
     seen = groups.progress_tags(groups.LastProgress(at=at.isoformat(timespec="seconds"), step=290, total=300))
     groups.set_tags(stored.session, groups.get(stored.session, "horses"), {groups.TAG_ENDS: "true", **seen})
     power(stored, vms.deallocate)
+
+
+def test_a_vm_that_may_have_put_itself_off_is_not_judged_while_storage_does_not_answer(stored: StoredRun) -> None:
+    put_off_after_its_end(stored)
     stored.data("emulator", "fault", "add", "drop-before", "--on", "Blobs_*", "--count", "1000")
     told = stored.cli("watch", "horses", "--once", "--json")
     assert told.code == 8 and groups.get(stored.session, "horses").intent is groups.Intent.RUNNING
     stored.data("emulator", "fault", "clear")
     assert "finished" in stored.cli("watch", "horses", "--once").out
     assert groups.get(stored.session, "horses").intent is groups.Intent.FINISHED
+
+
+def test_nor_is_it_judged_while_what_storage_answers_breaks_off(
+    stored: StoredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_off_after_its_end(stored)
+    with cut_short(monkeypatch, durable.GUEST, reset=False):
+        told = stored.cli("watch", "horses", "--once", "--json")
+    assert (told.code, told.error["code"]) == (8, "CloudUnreachable")
+    assert groups.get(stored.session, "horses").intent is groups.Intent.RUNNING
+    assert "finished" in stored.cli("watch", "horses", "--once").out
+    assert groups.get(stored.session, "horses").intent is groups.Intent.FINISHED
+
+
+def test_an_answer_of_resource_manager_that_breaks_off_is_no_refusal(
+    stored: StoredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cut_short(monkeypatch, "/virtualMachines/", reset=False):
+        told = stored.cli("status", "horses", "--json")
+    assert (told.code, told.error["code"]) == (8, "CloudUnreachable")
 
 
 def test_only_azure_says_whether_a_vm_runs(stored: StoredRun) -> None:
