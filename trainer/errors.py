@@ -24,3 +24,11 @@ class Refused(TrainerError):
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint, exit_code=REFUSED)
+
+
+def reason(failure: Exception) -> str:
+    """Why something failed, in a few words; never empty."""
+    if isinstance(failure, OSError) and failure.strerror:
+        return failure.strerror
+    # Most of what is no error of the operating system says too little without its name; MemoryError says nothing else.
+    return f"{type(failure).__name__}: {failure}".removesuffix(": ")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import checkpoint, files, policy
+from trainer.errors import reason
 
 RECENT = 5
 
@@ -32,7 +33,7 @@ class Saver:
     """Writes checkpoints into `directory`, keeps the newest `keep`, and measures what that costs.
 
     `report` is called with the outcome of each save, always in the thread that trains.
-    A save that fails (disk full, read-only) changes nothing on disk and never raises.
+    A save that fails (disk full, read-only, too little memory) changes nothing on disk and never raises.
     """
 
     def __init__(self, directory: Path, *, keep: int, report: Callable[[Saved], None]) -> None:
@@ -58,16 +59,22 @@ class Saver:
         if not policy.in_background(busy=self._meter.busy(), costs=self.costs):
             self._write_here(meta, tensors, begun)
             return
+        error = _attempt(lambda: self._write_beside(meta, tensors, begun))
+        if error:
+            self._ended_here(meta, begun, error)
+
+    def _write_beside(self, meta: Mapping[str, Any], tensors: Snapshot, begun: float) -> None:
         copies = [(name, array.copy()) for name, array in tensors()]
         stall = time.perf_counter() - begun
 
         def write() -> None:
-            error = self._write(meta, copies)
+            error = self._write(meta, lambda: copies)
             cost = policy.Cost(stall, time.perf_counter() - begun)
             self._outcome = Saved(meta["step"], cost, True, error)
 
-        self._writing = threading.Thread(target=write, name="checkpoint writer")
-        self._writing.start()
+        writer = threading.Thread(target=write, name="checkpoint writer")
+        writer.start()
+        self._writing = writer
 
     def save_now(self, meta: Mapping[str, Any], tensors: Snapshot) -> bool:
         """Write in this thread, after whatever is being written. True when it is durable."""
@@ -93,25 +100,36 @@ class Saver:
         self.report(outcome)
 
     def _write_here(self, meta: Mapping[str, Any], tensors: Snapshot, begun: float) -> None:
-        error = self._write(meta, tensors())
+        self._ended_here(meta, begun, self._write(meta, tensors))
+
+    def _ended_here(self, meta: Mapping[str, Any], begun: float, error: str) -> None:
         took = time.perf_counter() - begun
         self._outcome = Saved(meta["step"], policy.Cost(took, took), False, error)
         self.collect()
 
-    def _write(self, meta: Mapping[str, Any], tensors: checkpoint.Tensors) -> str:
+    def _write(self, meta: Mapping[str, Any], tensors: Snapshot) -> str:
         """Returns what went wrong, or nothing."""
-        try:
+
+        def write() -> None:
             self.directory.mkdir(parents=True, exist_ok=True)
-            checkpoint.write(self.directory / checkpoint.file_name(meta["step"]), meta, tensors)
+            checkpoint.write(self.directory / checkpoint.file_name(meta["step"]), meta, tensors())
             self._thin_out()
-        except OSError as failure:
-            return failure.strerror or str(failure)
-        return ""
+
+        return _attempt(write)
 
     def _thin_out(self) -> None:
         names = [path.name for path in checkpoint.complete(self.directory)]
         for name in policy.superfluous(names, self.keep):
             files.discard(self.directory / name)
+
+
+def _attempt(work: Callable[[], None]) -> str:
+    """Returns what went wrong, or nothing."""
+    try:
+        work()
+    except Exception as failure:  # noqa: BLE001 - whatever a save fails for, the next one may do: training goes on
+        return reason(failure)
+    return ""
 
 
 class CoreMeter:

@@ -15,7 +15,7 @@ from trainer.adam import FusedAdam
 from trainer.data import Batches
 from trainer.decoded import Dataset, Split
 from trainer.directory import Directory
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, reason
 from trainer.options import Options
 from trainer.run import Restored, Run, Schedule, Settings
 from trainer.stop import StopRequest
@@ -141,8 +141,8 @@ def _keep_if_best(run: Run, best: export.BestModel, values: Mapping[str, float])
     try:
         best.keep(now_best)
         run.best = now_best
-    except OSError as error:
-        run.say(f"The best model so far could NOT be kept: {error.strerror}", loud=True)
+    except Exception as error:  # noqa: BLE001 - HDF5 and too little memory raise what they like: training goes on
+        run.say(f"The best model so far could NOT be kept: {reason(error)}", loud=True)
 
 
 def _finish(run: Run, network: Network, best: export.BestModel) -> None:
@@ -152,7 +152,7 @@ def _finish(run: Run, network: Network, best: export.BestModel) -> None:
         _export_best(run, network, best)
     except OSError as error:
         raise TrainerError(
-            f"training is done and saved, but the models could not be exported: {error.strerror}",
+            f"training is done and saved, but the models could not be exported: {reason(error)}",
             hint="make room there and start the same command again",
         ) from error
     run.finished()

@@ -228,6 +228,44 @@ def test_where_nothing_can_be_saved_training_goes_on_loudly_and_the_last_checkpo
     assert "The best model cannot be read" in output and (trainer.directory / "best.keras").exists()
 
 
+FAILING = ("--dataset", "tiny:data", "--model", "failing:model", "--batch-size", "8")
+REASONS = ("MemoryError", "RuntimeError: Unable to synchronously write", "ValueError: not a group")
+
+
+@pytest.mark.parametrize(("failing", "background"), [("write", "1"), ("snapshot", "1"), ("write", "0")])
+def test_a_save_that_fails_for_another_reason_than_the_disk_is_told_and_tried_again(
+    trainer: Trainer, failing: str, background: str
+) -> None:
+    environment = {"FAILING": failing, "FAILS": "3", "BACKGROUND": background}
+    code, output = trainer.run(*FAILING, "--epochs", "6", "--checkpoint-interval", "10", env=environment)
+    assert code == 0, output
+    journal = trainer.journal()
+    for reason in REASONS:
+        assert f": {reason}. Training goes on; there is no checkpoint yet" in journal, journal
+    assert "Checkpoint saved at: " in journal
+    assert trainer.steps()[-1] == 72
+
+
+def test_where_nothing_can_be_saved_for_another_reason_than_the_disk_who_stops_it_and_its_end_say_so(
+    trainer: Trainer,
+) -> None:
+    environment = {"FAILING": "write", "FAILS": "1000000", "BACKGROUND": "1"}
+    process = trainer.start(*FAILING, "--epochs", "1000", "--checkpoint-interval", "10", env=environment)
+    trainer.await_(process, lambda: (trainer.directory / "log.txt").exists() and "NOT saved" in trainer.journal())
+    code, output = trainer.stop(process)
+    assert code == 75, output
+    assert "could NOT be saved" in output and "Traceback" not in output
+    code, output = trainer.run(*FAILING, "--epochs", "1", env=environment)
+    assert code == 1 and "result could not be saved" in output and "Traceback" not in output
+
+
+def test_a_best_model_that_cannot_be_kept_for_another_reason_than_the_disk_ends_no_training(trainer: Trainer) -> None:
+    environment = {"FAILING": "best", "FAILS": "1", "BACKGROUND": "0"}
+    code, output = trainer.run(*FAILING, "--epochs", "2", env=environment)
+    assert code == 0, output
+    assert f"The best model so far could NOT be kept: {REASONS[0]}" in output
+
+
 def test_a_loss_that_has_diverged_leaves_json_that_any_reader_takes(tmp_path: Path) -> None:
     Progress(tmp_path / "progress.json").write({"step": 1, "metrics": {"loss": math.nan, "accuracy": 0.5}})
     said = json.loads((tmp_path / "progress.json").read_text(), parse_constant=pytest.fail)
