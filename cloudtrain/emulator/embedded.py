@@ -2,7 +2,6 @@
 
 import contextlib
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from cloudtrain.clock import Clock
 from cloudtrain.emulator import (
+    account_files,
     app,
     catalog,
     faults,
@@ -224,7 +224,7 @@ class EmbeddedAzure:
             self._erase(vm_id, machines.get(vm_id))
         ledger.clear(self._azure.ledger)
         self.blobs.close()
-        shutil.rmtree(self._azure.blobs, ignore_errors=True)
+        account_files.erase_directory(self._azure.blobs)
         self.sweep()
 
     def sweep(self) -> list[str]:

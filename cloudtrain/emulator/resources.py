@@ -1,10 +1,9 @@
 """Resource groups, the generic list of resources, and tags."""
 
 import re
-import shutil
 from typing import Any
 
-from cloudtrain.emulator import ids, operations, preconditions, timing
+from cloudtrain.emulator import account_files, ids, operations, preconditions, timing
 from cloudtrain.emulator.operations import Azure, Kind, NotYet, Outcome
 from cloudtrain.emulator.routes import Route
 from cloudtrain.emulator.store import Json, Operation, Records, Resource
@@ -176,8 +175,9 @@ def _erase_machines(azure: Azure, operation: Operation) -> None:
 def _erase_blobs(azure: Azure, operation: Operation) -> None:
     with azure.store.read() as records:
         accounts = records.resources(ids.STORAGE_ACCOUNT, operation.group)
-    for account in accounts:
-        shutil.rmtree(azure.blobs / account.private["directory"], ignore_errors=True)
+    if accounts:
+        account_files.erase(azure, accounts)
+    account_files.sweep(azure)
 
 
 def _erase(azure: Azure, operation: Operation) -> None:

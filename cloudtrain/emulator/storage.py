@@ -6,18 +6,19 @@ Facts of Azure's answers: recordings of azure-cli's storage commands (2022 and l
 import base64
 import re
 import secrets
-import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cloudtrain.clock import Clock
-from cloudtrain.emulator import ids, network, operations, preconditions, principals, roles, sealing
+from cloudtrain.emulator import account_files, ids, network, operations, preconditions, principals, roles, sealing
 from cloudtrain.emulator.blobs import containers
 from cloudtrain.emulator.blobs.account import Account
 from cloudtrain.emulator.blobs.call import DOMAIN
+from cloudtrain.emulator.blobs.content import NoSuchAccount
 from cloudtrain.emulator.blobs.errors import BlobError
 from cloudtrain.emulator.blobs.index import Container, Index
 from cloudtrain.emulator.operations import Azure, Kind, Outcome
@@ -181,6 +182,7 @@ def get_operation(azure: Azure, request: Request, location: str, operation: str)
 def _settle_create(azure: Azure, records: Records, operation: Operation, outcome: Outcome) -> None:
     account = records.resource(operation.target)
     if account is not None:
+        account_files.make(azure, account)
         state = "Succeeded" if outcome.error is None else "Failed"
         account.body["properties"]["provisioningState"] = state
         records.put(account)
@@ -233,16 +235,21 @@ def delete_account(azure: Azure, request: Request, group: str, name: str) -> Ans
     with azure.store.write() as records:
         preconditions.writable_group(records, request.subscription, group)
         account = network.existing(records, request, ids.STORAGE_ACCOUNT, group, name)
-        if account is None:
-            return Answer(204)
-        for child in records.children(account.id):
-            records.delete(child.id)
-        for other in records.open_operations(target=account.key):
-            operations.cancel(records, other, azure.now())
-        records.delete(account.id)
-    sweep(azure)
+        if account is not None:
+            _forget(azure, records, account)
+    account_files.sweep(azure)
+    if account is None:
+        return Answer(204)
     operations.take(azure, "storage.delete")
     return Answer(200)
+
+
+def _forget(azure: Azure, records: Records, account: Resource) -> None:
+    for child in records.children(account.id):
+        records.delete(child.id)
+    for other in records.open_operations(target=account.key):
+        operations.cancel(records, other, azure.now())
+    records.delete(account.id)
 
 
 def check_name(azure: Azure, request: Request) -> Answer:
@@ -365,23 +372,21 @@ class Accounts:
             return roles.may(records, self.clock.now().timestamp(), principal, scope, right)
 
 
-def sweep(azure: Azure) -> None:
-    """Remove the files of accounts that are no more: deleted a moment ago, or by somebody who was killed."""
-    if not azure.blobs.is_dir():
-        return
-    there = {path.name for path in azure.blobs.iterdir()}  # before the look into the records: a new one has its record
-    with azure.store.read() as records:
-        known = {account.private["directory"] for account in records.resources(ids.STORAGE_ACCOUNT)}
-    for directory in there - known:
-        shutil.rmtree(azure.blobs / directory, ignore_errors=True)
-
-
-def _opened(azure: Azure, request: Request, group: str, name: str) -> tuple[Resource, Index]:
+@contextmanager
+def _opened(azure: Azure, request: Request, group: str, name: str) -> Iterator[tuple[Resource, Index]]:
     with azure.store.read() as records:
         account = network.found(records, request, ids.STORAGE_ACCOUNT, group, name)
     if account.body["properties"]["provisioningState"] != "Succeeded":
-        raise ArmError(404, "StorageAccountNotFound", f"The storage account {name} was not found.")
-    return account, Index(azure.blobs / account.private["directory"], azure.now())
+        raise _not_there(name)
+    try:
+        with closing(Index(azure.blobs / account.private["directory"], azure.now())) as index:
+            yield account, index
+    except NoSuchAccount:  # it is being deleted
+        raise _not_there(name) from None
+
+
+def _not_there(name: str) -> ArmError:
+    return ArmError(404, "StorageAccountNotFound", f"The storage account {name} was not found.")
 
 
 def _container_id(account: Resource, container: str) -> str:
@@ -429,44 +434,32 @@ def put_container(azure: Azure, request: Request, group: str, name: str, contain
         raise ArmError(refusal.status, refusal.code, refusal.message) from None
     with azure.store.read() as records:
         preconditions.writable_group(records, request.subscription, group)
-    account, index = _opened(azure, request, group, name)
-    try:
+    with _opened(azure, request, group, name) as (account, index):
         made = containers.make(index, container, _metadata(properties), azure.now())
         with index.read() as rows:
             kept = rows.container(container)
-    finally:
-        index.close()
     headers = {"ETag": f'"{kept.etag}"'} if kept else {}
     return Answer(201 if made else 200, _brief(account, container), headers)
 
 
 def get_container(azure: Azure, request: Request, group: str, name: str, container: str) -> Answer:
-    account, index = _opened(azure, request, group, name)
-    try:
-        with index.read() as rows:
-            found = rows.container(container)
-    finally:
-        index.close()
+    with _opened(azure, request, group, name) as (account, index), index.read() as rows:
+        found = rows.container(container)
     if found is None:
         raise ArmError(404, "ContainerNotFound", f"The specified container does not exist.\nRequestId:{guid()}")
     return Answer(200, _shape(account, found, azure.now()), {"ETag": f'"{found.etag}"'})
 
 
 def list_containers(azure: Azure, request: Request, group: str, name: str) -> Answer:
-    account, index = _opened(azure, request, group, name)
-    try:
-        with index.read() as rows:
-            found = rows.containers()
-    finally:
-        index.close()
+    with _opened(azure, request, group, name) as (account, index), index.read() as rows:
+        found = rows.containers()
     return Answer(200, {"value": [_shape(account, container, azure.now()) for container in found]})
 
 
 def delete_container(azure: Azure, request: Request, group: str, name: str, container: str) -> Answer:
     with azure.store.read() as records:
         preconditions.writable_group(records, request.subscription, group)
-    _, index = _opened(azure, request, group, name)
-    try:
+    with _opened(azure, request, group, name) as (_, index):
         with index.read() as rows:
             found = rows.container(container)
         if found is None:
@@ -474,8 +467,6 @@ def delete_container(azure: Azure, request: Request, group: str, name: str, cont
         if found.lease.held(azure.now()):
             raise ArmError(409, "LeaseIdMissing", "There is currently a lease on the container.")
         containers.remove(index, container)
-    finally:
-        index.close()
     return Answer(200)
 
 

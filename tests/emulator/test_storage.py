@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -441,3 +442,100 @@ def test_what_is_answered_when_it_is_done_takes_its_time(cloud: Cloud) -> None:
     assigned = cloud.clock.now()
     cloud.storage.storage_accounts.delete("g", "acct")
     assert ((assigned - begun).total_seconds(), (cloud.clock.now() - assigned).total_seconds()) == (4, 7)
+
+
+# deletion, and who looks meanwhile
+
+
+def directories(cloud: Cloud) -> list[str]:
+    return [path.name for path in (cloud.azure.root / "blobs").iterdir()]
+
+
+def shows_nothing(cloud: Cloud, key: str) -> None:
+    with pytest.raises(ServiceRequestError):  # as of an account that is gone: its host is not there
+        cloud.blobs(credential=key).get_container_client("runs").exists()
+    shown = call(cloud, "GET", f"{STORAGE}/acct/blobServices/default/containers/runs")
+    assert (shown.status, shown.body["error"]["code"]) == (404, "StorageAccountNotFound")
+
+
+def test_who_looks_while_a_group_is_deleted_does_not_bring_its_accounts_files_back(
+    cloud: Cloud, service: Service
+) -> None:
+    service.keyed().create_container("runs")
+    other = open_cloud(cloud.azure.root, clock=cloud.clock)  # as another process
+    begun = cloud.call("DELETE", "/resourcegroups/g")
+    assert call(other, "GET", f"{STORAGE}/acct").status == 200
+    for each in (other, cloud):  # who looks for the first time, and who did before
+        shows_nothing(each, service.key)
+    assert other.finish(begun).status == 200
+    assert directories(cloud) == []
+    other.azure.close()
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("work", ["write", "read"])
+def test_a_request_that_is_under_way_when_its_group_is_deleted_leaves_nothing_either(
+    cloud: Cloud, service: Service, work: str, known: bool
+) -> None:
+    data = b"x" * 100_000
+    service.keyed().create_container("runs").upload_blob("b", data)
+    other = open_cloud(cloud.azure.root, clock=cloud.clock)
+    container = other.blobs(credential=service.key).get_container_client("runs")
+    begun: list[Any] = []
+
+    @contextmanager
+    def meanwhile(*request: Any) -> Iterator[None]:
+        begun.append(cloud.call("DELETE", "/resourcegroups/g"))
+        yield
+
+    if known:
+        assert container.exists()
+    other.azure.blobs.around = meanwhile
+    with pytest.raises(ServiceRequestError):
+        container.upload_blob("c", data) if work == "write" else container.download_blob("b")
+    cloud.finish(begun.pop())
+    assert directories(cloud) == []
+    other.azure.close()
+
+
+class Killed(BaseException):
+    """In place of a kill -9."""
+
+
+@contextmanager
+def killed_while_removing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        killing.setattr("shutil.rmtree", killed)
+        yield
+
+
+def test_a_deletion_that_is_killed_half_way_shows_nothing_and_is_ended_by_whoever_comes_next(
+    cloud: Cloud, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.keyed().create_container("runs").upload_blob("b", b"x" * 100_000)
+    with killed_while_removing(monkeypatch):
+        cloud.call("DELETE", "/resourcegroups/g")
+    assert directories(cloud) != []
+    again = open_cloud(cloud.azure.root, clock=cloud.clock)
+    shows_nothing(again, service.key)
+    again.finish(again.call("DELETE", "/resourcegroups/g"))
+    assert directories(cloud) == []
+    again.azure.close()
+
+
+@pytest.mark.parametrize("then", ["the account", "the group"])
+def test_what_a_killed_deletion_of_an_account_left_goes_with_the_next_deletion(
+    cloud: Cloud, service: Service, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    service.keyed().create_container("runs")
+    with killed_while_removing(monkeypatch):
+        call(cloud, "DELETE", f"{STORAGE}/acct")
+    assert directories(cloud) != []
+    if then == "the account":
+        assert call(cloud, "DELETE", f"{STORAGE}/acct").status == 204
+    else:
+        cloud.finish(cloud.call("DELETE", "/resourcegroups/g"))
+    assert directories(cloud) == []

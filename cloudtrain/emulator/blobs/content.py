@@ -35,6 +35,10 @@ Stretch = bytes | tuple[str, int, int]
 """Bytes of a blob: themselves, or a file, an offset and how many."""
 
 
+class NoSuchAccount(Exception):
+    """There is no such account, or not any more: its directory is not there."""
+
+
 class Shortened(Exception):
     """The client stopped sending before the end."""
 
@@ -42,13 +46,13 @@ class Shortened(Exception):
 class Content:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
 
     @contextmanager
     def receive(self, stream: IO[bytes], length: int, *, hashed: bool) -> Iterator[Received]:
         """The bytes on disk, flushed, while the caller writes them into the index; removed if that is refused.
 
-        hashed: whether their MD5 is wanted. Raises Shortened."""
+        hashed: whether their MD5 is wanted. Raises Shortened, NoSuchAccount."""
         if length <= LARGEST_SMALL:
             data = _read(stream, length)
             yield Received(length, small=data, md5=_md5(data).digest() if hashed else b"")
@@ -61,7 +65,8 @@ class Content:
                 self.remove([name])
                 raise
             os.fsync(descriptor)
-            flush_directory(self._directory)
+            with self._there():
+                flush_directory(self._directory)
             try:
                 yield Received(length, file=name, md5=digest)
             except BlobError:  # a refusal: the index does not name it. Whatever else is raised leaves that open.
@@ -73,11 +78,19 @@ class Content:
     def _create(self) -> tuple[str, int]:
         while True:
             name = uuid.uuid4().hex
-            descriptor = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with self._there():
+                descriptor = os.open(self._directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if os.fstat(descriptor).st_nlink:
                 return name, descriptor
             os.close(descriptor)  # swept away between its creation and its lock
+
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise NoSuchAccount from None
 
     def open(self, stretches: Sequence[Stretch]) -> "Reader":
         """Raises FileNotFoundError when a file has been replaced since the index was read."""

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloudtrain.emulator.blobs.content import Content, Received, Stretch, flush_directory
+from cloudtrain.emulator.blobs.content import Content, NoSuchAccount, Received, Stretch, flush_directory
 from cloudtrain.emulator.blobs.leases import Lease
 from cloudtrain.emulator.store import UnusableStore
 
@@ -300,13 +300,14 @@ def _blob(row: tuple[Any, ...]) -> Blob:
 
 
 class Index:
-    """One account's index and the files beside it. Raises StoreError where it cannot be used."""
+    """One account's index and the files beside it, in a directory that is there as long as the account is. Whatever is
+    asked of it raises NoSuchAccount where the directory is missing, and StoreError where it cannot be used."""
 
     def __init__(self, directory: Path, now: float) -> None:
+        self._directory = directory
         self.path = directory / "index.db"
         self._mutex = threading.RLock()
         with self._told():
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.content = Content(directory / "content")
             with _exclusively(directory / "index.lock"):  # SQLite's busy timeout does not cover the switch to WAL
                 self._connection = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
@@ -322,7 +323,8 @@ class Index:
         if stale:
             with self.write() as rows:
                 rows.forget_stale_blocks(now)
-        self.content.sweep(self._files)
+        with self._told():
+            self.content.sweep(self._files)
 
     def _check_version(self) -> None:
         found = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
@@ -348,6 +350,9 @@ class Index:
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[Rows]:
         with self._mutex, self._told():
+            # SQLite would go on with a file that nobody can open any more.
+            if not self._directory.is_dir():
+                raise NoSuchAccount
             self._connection.execute(begin)
             try:
                 yield Rows(self._connection)
@@ -362,6 +367,8 @@ class Index:
         try:
             yield
         except (sqlite3.DatabaseError, OSError) as error:
+            if not self._directory.is_dir():
+                raise NoSuchAccount from None
             raise UnusableStore(self.path, str(error)) from None
 
     def close(self) -> None:

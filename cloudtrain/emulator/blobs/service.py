@@ -19,7 +19,7 @@ from cloudtrain.emulator.blobs import access, conditions, containers, listing, r
 from cloudtrain.emulator.blobs.access import Need
 from cloudtrain.emulator.blobs.account import Account
 from cloudtrain.emulator.blobs.call import DOMAIN, Call, Reply, call_of
-from cloudtrain.emulator.blobs.content import Reader
+from cloudtrain.emulator.blobs.content import NoSuchAccount, Reader
 from cloudtrain.emulator.blobs.errors import BlobError, bad_header, bad_query, not_emulated, refused
 from cloudtrain.emulator.blobs.index import Index
 from cloudtrain.emulator.blobs.place import Place
@@ -112,11 +112,13 @@ class BlobService:
         request_id = guid()
         name, prefix = account_of(environ)
         call = call_of(environ, name, prefix, now)
-        account = self.account(name)
-        if account is None and not prefix:
-            raise socket.gaierror(socket.EAI_NONAME, f"Name or service not known: {name}{DOMAIN}")
         try:
-            reply = self._answer(call, account, environ.get(PATIENCE))
+            reply = self._answer(call, name, environ.get(PATIENCE))
+        except NoSuchAccount:
+            # What Azure answers while it deletes an account is not documented: assumed is what it answers afterwards.
+            if not prefix:
+                raise socket.gaierror(socket.EAI_NONAME, f"Name or service not known: {name}{DOMAIN}") from None
+            reply = _refusal(refused("ResourceNotFound"), request_id, now)
         except BlobError as refusal:
             reply = _refusal(refusal, request_id, now)
         return _send(call, reply, request_id, start_response)
@@ -134,13 +136,14 @@ class BlobService:
             while self.indexes:
                 self.indexes.popitem()[1].close()
 
-    def _answer(self, call: Call, account: Account | None, patience: float | None) -> Reply:
+    def _answer(self, call: Call, name: str, patience: float | None) -> Reply:
+        account = self.account(name)
         if account is None:
-            raise refused("ResourceNotFound")
+            raise NoSuchAccount
         _check_version(call)
-        name, handler, need = _operation(call)
+        operation, handler, need = _operation(call)
         with ExitStack() as unsent:
-            with self.around(name, call.method, call.url, patience):
+            with self.around(operation, call.method, call.url, patience):
                 reply = handler(call, Place(account, self.index(account), self._grant(call, account, need)))
                 if isinstance(reply.body, Reader):
                     unsent.callback(reply.body.close)
