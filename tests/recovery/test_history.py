@@ -1,10 +1,14 @@
 """Where the time of a run went, told from its events."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudtrain.recovery.history import Event, Record, added, fold, goodput, packed, sums, unpacked
+
+from .conftest import Rehearsal
 
 
 def story(*events: Event, **fields: object) -> Record:
@@ -170,3 +174,22 @@ def test_folding_keeps_the_sums_and_makes_room() -> None:
         for name in before.__struct_fields__:
             assert abs(getattr(before, name) - getattr(after, name)) < 1e-3, name
     assert len(folded.events) < len(whole.events) and folded.folded + len(folded.events) == len(whole.events)
+
+
+def test_what_is_noted_while_the_guest_is_asked_stays(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cloudtrain.azure import notes
+    from cloudtrain.lifecycle import training
+
+    ask = training.observe
+
+    def ask_while_somebody_notes(ctx: Any, group: Any, **options: Any) -> Any:
+        seen = ask(ctx, group, **options)
+        notes.add(ctx.session, group, Event(ctx.clock.now().timestamp(), "started", price=0.02))
+        return seen
+
+    rehearsal.clock.sleep(600)
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "observe", ask_while_somebody_notes)
+        assert rehearsal.cli("history", "horses").code == 0
+    told = [event["what"] for event in rehearsal.cli("history", "horses", "--json").envelope["data"]["events"]]
+    assert "began" in told and "started" in told, told

@@ -326,3 +326,64 @@ def test_a_watcher_that_is_busy_for_long_keeps_its_run(durable: Rehearsal) -> No
         durable.clock.at(seconds, read)
     look(durable)
     assert len(left) == 3 and min(left) > 60, left
+
+
+def interrupted_up(rehearsal: Rehearsal) -> None:
+    """It is cut off while it waits for the first step, which nobody sees."""
+    assert rehearsal.cli("down", "horses").code == 0
+    lost = ("drop-before", "--on", "VirtualMachineRunCommands_GetByVirtualMachine", "--count", "0")
+    assert rehearsal.cli("emulator", "fault", "add", *lost).code == 0
+    assert rehearsal.cli("up", "horses").code == 8
+    assert rehearsal.cli("emulator", "fault", "clear").code == 0
+    rehearsal.clock.sleep(1000)
+    assert rehearsal.training.saved > 0
+
+
+def test_work_that_nobody_has_seen_is_kept_where_the_next_up_gets_no_room(durable: Rehearsal) -> None:
+    interrupted_up(durable)
+    durable.evict()
+    durable.clock.sleep(60)
+    assert durable.cli("status", "horses", "--json").envelope["data"]["state"] == "evicted"
+    no_capacity(durable)
+    for _ in range(2):
+        assert durable.cli("up", "horses").code == 4
+    assert vm(durable)["name"] == "horses-g1"
+    durable.cli("emulator", "set", "--defaults")
+    up(durable)
+    assert [loss.steps for loss in durable.machines.storages["cloudtrain-horses"].losses] == [0]
+    finished_exactly(durable, 1)
+
+
+def test_work_that_nobody_has_seen_is_kept_where_the_next_up_gets_no_storage(durable: Rehearsal) -> None:
+    interrupted_up(durable)
+    refused = ("refuse", "--code", "AuthorizationFailed", "--on", "* */storageAccounts*", "--count", "0")
+    assert durable.cli("emulator", "fault", "add", *refused).code == 0
+    assert durable.cli("up", "horses").code == 4
+    assert vm(durable)["power_state"] == "running" and durable.training.under_way
+    assert durable.cli("emulator", "fault", "clear").code == 0
+    finished_exactly(durable, 1)
+
+
+def test_a_vm_that_is_given_up_is_not_started_again_by_whoever_comes_next(
+    durable: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cloudtrain.lifecycle import durable as lifecycle
+
+    up(durable, "--other-location", "westus2")
+    durable.evict()
+    durable.clock.sleep(60)
+    no_capacity(durable, "--location", "eastus")
+    raise_fence = lifecycle.raise_fence
+
+    def raise_fence_and_die(*arguments: Any) -> None:
+        raise_fence(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lifecycle, "raise_fence", raise_fence_and_die)
+        assert [durable.cli("watch", "horses", "--once").code for _ in range(2)] == [0, 130]
+    durable.cli("emulator", "set", "--defaults")
+    durable.clock.sleep(200)
+    told = durable.cli("restart", "horses", "--json").envelope["data"]
+    assert told["action"] == "recreated" and vm(durable)["name"] == "horses-g2"
+    finished_exactly(durable, 2)

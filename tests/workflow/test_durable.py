@@ -90,6 +90,29 @@ def test_a_finished_run_that_is_started_again_says_that_it_bills_for_nothing(sma
     assert until_finished(small)["vm"]["power_state"] == "deallocated"
 
 
+def test_whoever_looks_while_a_finished_run_is_made_longer_does_not_let_its_vm_go(
+    small: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cloudtrain.lifecycle import training
+
+    data(small("up", "horses", "--json", "--", "--steps", "3"))
+    until_finished(small)
+    begin, looks = training.begin, []
+
+    def begin_later(*arguments: Any) -> Any:
+        for _ in range(6):
+            looks.append(data(small("status", "horses", "--json")))
+            time.sleep(0.5)
+        return begin(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "begin", begin_later)
+        assert small("up", "horses", "--", "--steps", str(STEPS)).code == 0
+    assert {look["vm"]["power_state"] for look in looks} == {"running"}
+    assert any("has the run in hand" in look["note"] for look in looks), looks[-1]
+    assert until_finished(small)["training"]["digest"] == undisturbed()
+
+
 def test_a_secret_reaches_the_trainer_and_is_shown_by_nothing(
     rehearsal: Rehearsal, cloudtrain: CommandLine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from cloudtrain.guest import durable
 from cloudtrain.lifecycle.stored import StoredLog
 
 from ..emulator.blob_services import Service
-from .stored_run import StoredRun, cut_short, send_log
+from .stored_run import StoredRun, cut_short, send_log, until
 
 
 def power(run: StoredRun, change: Callable[..., Any]) -> None:
@@ -109,6 +110,31 @@ def test_what_was_written_right_before_training_was_seen_to_be_under_way_is_old(
     stored.guest(at=half_past)
     status = stored.data("status", "horses")
     assert (status["state"], status["source"]) == ("running", "storage") and asked() == 1
+
+
+def test_a_disk_is_not_given_up_while_storage_lacks_the_save_of_its_eviction(
+    stored: StoredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["cloudtrain.recovery.decide"], "PAUSES", (0.0,))
+    stored.data("up", "horses", "--other-location", "westus2")
+    stored.point(stored.checkpoint(10))
+    group = groups.get(stored.session, "horses")
+    stored.session.set_notice(f"{group.id}/providers/Microsoft.Compute/virtualMachines/horses-g1", 0)
+    vms.simulate_eviction(stored.session, group)
+    until(lambda: bool(stored.data("status", "horses")["state"] == "evicted"))
+    stored.data("emulator", "set", "--no-capacity", "--location", "eastus")
+    evicting: dict[str, Any] = {"event_id": "E"}
+    notice, gone = ({"time": time.time(), "event": event, "saved_step": 12} for event in ("notice", "gone"))
+    stored.guest(evicting=evicting, events=[notice])
+    for _ in range(3):
+        told = stored.cli("watch", "horses", "--once").out
+        assert "the VM's disk has work that storage has not" in told, told
+    saved = {"step": 12, "total_steps": 300, "saved_step": 12}
+    stored.guest(evicting=evicting, events=[notice, gone], progress=saved)
+    assert "the VM's disk has work" in stored.cli("watch", "horses", "--once").out
+    stored.point(stored.checkpoint(12))
+    until(lambda: "made anew: Standard_D2s_v3 in westus2" in stored.cli("watch", "horses", "--once").out)
+    assert stored.data("status", "horses")["vm"]["location"] == "westus2"
 
 
 def test_without_the_role_status_notes_it_once_and_asks_the_vm(stored: StoredRun) -> None:

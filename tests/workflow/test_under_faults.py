@@ -248,3 +248,26 @@ def test_a_fault_is_refused_and_listed_in_words(rehearsal: Rehearsal, cloudtrain
     for wrong in (("--size", "Standard_D2s_v3"), ("--latency", "slow"), ("--factor", "0"), ("--spot-price", "1")):
         assert rehearsal("emulator", "set", *wrong, "--json").code == 2
     assert cloudtrain.home.exists()
+
+
+def test_a_vm_that_goes_while_its_guest_is_asked_does_not_run(rehearsal: Rehearsal) -> None:
+    assert rehearsal("up", "horses").code == 0
+    fault(rehearsal, "drop-before", "--on", "Blobs_*", "--count", "0")
+    fault(rehearsal, "evict", "--on", "VirtualMachineRunCommands_CreateOrUpdate")
+    status = rehearsal("status", "horses", "--json").envelope["data"]
+    assert status["state"] == "evicted" and status["vm"]["power_state"] != "running", status
+    assert struck(rehearsal) > 0
+    down(rehearsal)
+
+
+def test_a_script_of_which_nothing_is_heard_any_more_is_not_waited_for_once_its_vm_is_gone(
+    rehearsal: Rehearsal,
+) -> None:
+    fault(rehearsal, "mute-script", "--count", "0")
+    fault(rehearsal, "evict", "--on", "VirtualMachineRunCommands_GetByVirtualMachine", "--after", "3")
+    told = rehearsal("up", "horses", "--json")
+    assert (told.code, told.error["code"]) == (4, "VmNotRunning"), told
+    assert struck(rehearsal) > 0
+    assert rehearsal("up", "horses").code == 0
+    one_vm_trains(rehearsal)
+    down(rehearsal)
