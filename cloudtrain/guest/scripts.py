@@ -119,7 +119,8 @@ def save_and_stop_script(nonce: str, *, wait_seconds: float = 60.0) -> str:
     """Asks the trainer to save and end, waits for it, and keeps it from being started before the next boot
     or `up`.
 
-    rc 0: no container runs; 1: one still does, or Docker does not answer. stdout is read by `parse_stop`.
+    rc 0: no container runs; 1: one still does or is being started, or Docker does not answer. stdout is read by
+    `parse_stop`.
     """
     return "\n".join([_head(nonce), _program("stop_training.py", {"wait_seconds": wait_seconds}), ""])
 

@@ -3,7 +3,8 @@ engine.
 
 $FAKE_DOCKER holds everything: images/, containers/ID/, names/. Files there change what the engine does:
 `down` (silent), `no-pull` (its text is the error), `hang-pull` (never ends), `hang-run` (the client hangs
-after the container was started).
+after the container was started), `hold-create` and `hold-start` (docker run gets no further than this while the file
+is there; `held` says that it is so far).
 """
 
 import json
@@ -54,6 +55,12 @@ def running(folder: Path) -> bool:
         return False
 
 
+def hold(name: str) -> None:
+    while (HOME / name).exists():
+        (HOME / "held").touch()
+        time.sleep(0.02)
+
+
 def exit_code(folder: Path) -> int:
     try:
         return int((folder / "exit").read_text())
@@ -79,6 +86,7 @@ def run(arguments: list[str]) -> int:
         runs.write(json.dumps(arguments) + "\n")
     if not (HOME / "images" / told.image.replace("/", "%")).exists():
         return fail(f"Unable to find image '{told.image}' locally", 125)
+    hold("hold-create")
     identifier = uuid.uuid4().hex * 2
     folder = CONTAINERS / identifier
     try:
@@ -90,6 +98,9 @@ def run(arguments: list[str]) -> int:
     (folder / "config").write_text(json.dumps({"labels": labels, "started": time.time()}))
     with named:
         named.write(identifier)
+    hold("hold-start")
+    if not folder.is_dir():
+        return fail(f"docker: Error response from daemon: No such container: {identifier}", 125)
     start(folder, told)
     if (HOME / "hang-run").exists():
         (HOME / "hang-run").unlink()
@@ -181,10 +192,13 @@ def kill(arguments: list[str]) -> int:
     return 0
 
 
-def remove(name: str) -> int:
+def remove(arguments: list[str]) -> int:
+    name = arguments[-1]
     folder = find(name)
     if folder is None:
         return missing(name)
+    if running(folder) and "--force" not in arguments:
+        return fail(f'Error response from daemon: cannot remove container "{name}": container is running')
     process = pid_of(folder)
     if running(folder) and process is not None:
         os.kill(process, signal.SIGKILL)
@@ -222,7 +236,7 @@ def main(arguments: list[str]) -> int:
         "logs": lambda: logs(rest),
         "wait": lambda: wait(rest[-1]),
         "kill": lambda: kill(rest),
-        "rm": lambda: remove(rest[-1]),
+        "rm": lambda: remove(rest),
         "pull": lambda: pull(rest[-1]),
     }
     return verbs[verb]()

@@ -238,7 +238,7 @@ def evict(event: Event, watch: Watch) -> None:
     ended = save(deadline)
     margin = guest.tuning("hook_margin_seconds")
     last = deadline - margin
-    token = guest.ask_flush(ended=ended)
+    token = guest.ask_flush(ended=ended and not guest.starts_container())
     run_hooks(last)
     if token:
         # Of a notice shorter than the margin, most goes to the sending.
@@ -275,7 +275,7 @@ def take_back(watch: Watch) -> None:
     watch.event = ""
     (guest.ROOT / "evicting").unlink(missing_ok=True)
     make_spare()
-    guest.detach([str(guest.ROOT / "startup-script.sh")])
+    guest.detach([str(guest.ROOT / "startup-script.sh"), "again"])
 
 
 def poll(watch: Watch, timeout: float) -> None:
@@ -304,7 +304,7 @@ def keep_script_running() -> None:
     if over or guest.held(guest.ROOT / "startup.lock") or guest.going_down():
         return
     guest.say("the startup script was gone")
-    guest.detach([str(guest.ROOT / "startup-script.sh")])
+    guest.detach([str(guest.ROOT / "startup-script.sh"), "again"])
 
 
 def watch_on() -> None:

@@ -293,6 +293,30 @@ def going_down() -> bool:
     return told.stdout.strip() == "stopping"
 
 
+# Held while a container is being started: by the docker client too, which lives on when the startup script is killed.
+START_LOCK = ROOT / "start.lock"
+ORPHAN_SECONDS = 10.0  # that such a client is waited for: beyond, it hangs, and its container has come or never will
+
+
+def hold_start_lock() -> int | None:
+    """A stop asked for before is there to be seen by the holder; one asked for later sees that it is held. None where
+    there is no room for the file, or a client hangs."""
+    end = time.monotonic() + ORPHAN_SECONDS
+    while True:
+        try:
+            handle = hold_lock(START_LOCK)
+        except OSError:
+            return None
+        if handle is not None or time.monotonic() > end:
+            return handle
+        time.sleep(0.05)
+
+
+def starts_container() -> bool:
+    """A docker run is under way. Where there is no such file, none ever was."""
+    return START_LOCK.exists() and held(START_LOCK)
+
+
 def hold_lock(path: Path) -> int | None:
     """The descriptor that holds the lock, or None when another process does."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -461,9 +485,10 @@ class EngineSilent(Exception):
 
 
 def docker(
-    *arguments: str, timeout: float = 60.0, environment: dict[str, str] | None = None
+    *arguments: str, timeout: float = 60.0, environment: dict[str, str] | None = None, lock: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the docker client; code 127 when there is none, 124 when it hung. environment: what the client's has more."""
+    """Run the docker client; code 127 when there is none, 124 when it hung. environment: what the client's has more.
+    lock: a descriptor that it holds, too."""
     command = ["docker", *arguments]
     try:
         return subprocess.run(
@@ -474,6 +499,7 @@ def docker(
             errors="replace",
             timeout=timeout,
             env={**os.environ, **(environment or {})},
+            pass_fds=() if lock is None else (lock,),
         )
     except OSError as error:
         return subprocess.CompletedProcess(command, 127, "", f"docker cannot be run: {error}")

@@ -220,7 +220,17 @@ def snapshot() -> None:
 
 
 def start(wanted: dict[str, Any], old: Any, session: "Session") -> str:
-    """Start a new container in place of the old one. Why it failed, or nothing."""
+    """Start a new container in place of the old one, unless a stop was asked for. Why it failed, or nothing."""
+    lock = guest.hold_start_lock()
+    try:
+        # A stop that comes later finds the lock held, and waits for the container.
+        return "" if guest.stopping() else start_container(wanted, old, session, lock)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def start_container(wanted: dict[str, Any], old: Any, session: "Session", lock: int | None) -> str:
     state = session.state
     secrets = secrets_of(wanted)
     (guest.ROOT / "finished").unlink(missing_ok=True)
@@ -229,7 +239,7 @@ def start(wanted: dict[str, Any], old: Any, session: "Session") -> str:
     snapshot()
     begun = state.fields["starts"] + 1
     state.stage("start", wanted["image"], starts=begun)
-    ran = guest.docker(*run_command(wanted), timeout=600, environment=secrets)
+    ran = guest.docker(*run_command(wanted), timeout=600, environment=secrets, lock=lock)
     if ran.returncode == 0:
         identifier = ran.stdout.strip()[-64:]
         session.attended[identifier] = time.monotonic()
@@ -438,7 +448,9 @@ def take_care_of(running: Any, wanted: dict[str, Any], session: Session) -> None
     session.attended.setdefault(running.id, time.monotonic())
     session.state.stage("running", container=running.id, spec=running.spec)
     restore.adopt()
-    if guest.evicting():  # the notice came while the container was being started
+    # The notice, or the stop, came while the container was being started. Whoever saw it may have told the trainer too:
+    # a second SIGTERM changes nothing.
+    if guest.evicting() or guest.stopping():
         guest.docker("kill", "--signal", "TERM", running.id)
     attend(running, session.state)
 
@@ -519,7 +531,7 @@ def turn(wanted: dict[str, Any], session: Session) -> bool:
         session.pulled = wanted["image"]
         return False  # a notice may have come while it was pulled
     reason = start(wanted, container, session)
-    if reason and not down.is_set():
+    if reason and not down.is_set() and not guest.stopping():
         session.try_again(reason)
     return False
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Keeps the trainer running. Called by cron at every boot, and by hand at any time: it may run as often as it likes,
-# because only one holds the lock, and the container is found by its name.
+# because only one holds the lock, and the container is found by its name. The watcher calls it with the word `again`.
 set -u
 PATH="${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" # cron's own is /usr/bin:/bin
 export PATH
@@ -13,8 +13,8 @@ cd "$here" || exit 1
 if [ "$(stat -c %s "$log" 2>/dev/null || echo 0)" -gt 1048576 ]; then mv -f "$log" "$log.1"; fi
 exec >>"$log" 2>&1 </dev/null
 
-# Asked to start: a stop that was asked for earlier is over.
-rm -f "$here/stopping"
+# Asked to start: a stop that was asked for earlier is over. The watcher only puts back what was there.
+if [ "${1:-}" != again ]; then rm -f "$here/stopping"; fi
 
 # Returns when the watcher runs, this one or one that was there before.
 python3 -sSEB "$here/eviction_watch.py" || say "the eviction watcher did not start"

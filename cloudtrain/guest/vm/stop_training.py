@@ -2,7 +2,7 @@
 
 Where the VM has storage, then waits for a while until everything is there. Leaves the file `stopping`, so that the
 trainer is not started again before the startup script is called the next time. Ends with 0 when no container runs any
-more, 1 when one still does or the engine does not answer.
+more and none is being started, 1 when one still does or is, or the engine does not answer.
 """
 
 import base64
@@ -30,6 +30,52 @@ def delivered() -> str | None:
     return "yes" if guest.tell_flush(token, told) else "no"
 
 
+class Stopping:
+    """One look after the other, until no container runs and none is about to. was: what the first looks found."""
+
+    def __init__(self) -> None:
+        self.was = "stopped"
+        self.found: Any = None
+        self.noted = self.asked = ""  # the container
+        self.holds = ("", "")  # what is waited for: the word for it, and a sentence
+
+    def over(self) -> bool:
+        # The lock first: a start that is over by then has left a container for the look. Once one was seen running no
+        # other can come, and a docker client that hangs is nothing to wait for.
+        starts = self.was == "stopped" and guest.starts_container()
+        try:
+            self.found = guest.container(timeout=10)
+        except guest.EngineSilent as error:
+            return self.waits("unknown", f"the Docker engine does not answer: {error}")
+        if self.found is not None and self.found.runs:
+            self.was = "running"
+            self.ask(self.found.id)
+            return self.waits("running", "the trainer still runs")
+        if starts:
+            return self.waits("unknown", "a container is still being started")
+        if self.found is not None and self.found.status == "created":
+            # A start that was cut off, or failed. What is gone, the engine cannot start late; unforced, because it may
+            # have done so by now.
+            guest.docker("rm", self.found.id)
+            return self.waits("unknown", "a container that never ran cannot be removed")
+        return True
+
+    def waits(self, was: str, why: str) -> bool:
+        self.holds = was, why
+        return False
+
+    def ask(self, container: str) -> None:
+        """Once, but again where it did not reach the container."""
+        if container == self.asked:
+            return
+        if container != self.noted:
+            self.noted = container
+            guest.event("stop_asked", container=container)
+        if guest.docker("kill", "--signal", "TERM", container).returncode == 0:
+            self.asked = container
+            print("asked the trainer to save", flush=True)
+
+
 def stop(seconds: float) -> int:
     if guest.read_json(guest.ROOT / "settings.json") is None:
         tell("stopped", None)  # nothing was installed that could run
@@ -39,31 +85,15 @@ def stop(seconds: float) -> int:
     except OSError as error:  # a full disk: it may start again, but the checkpoint counts
         print(f"cannot write {guest.ROOT}/stopping: {error}", flush=True)
     end = time.monotonic() + seconds
-    asked, was = "", "stopped"
-    while True:
-        try:
-            found = guest.container(timeout=10)
-        except guest.EngineSilent as error:
-            print(f"the Docker engine does not answer: {error}", flush=True)
-            if time.monotonic() >= end:
-                tell("unknown", None)
-                return 1
-            time.sleep(0.5)
-            continue
-        if found is None or not found.runs:
-            tell(was, found.exit_code if found is not None else None, delivered())
-            return 0
-        was = "running"
-        if found.id != asked:
-            asked = found.id
-            guest.event("stop_asked", container=found.id)
-            guest.docker("kill", "--signal", "TERM", found.id)
-            print("asked the trainer to save", flush=True)
+    stopping = Stopping()
+    while not stopping.over():
         if time.monotonic() >= end:
-            print(f"the trainer still runs after {seconds:.0f} s", flush=True)
-            tell("running", None)
+            print(f"after {seconds:.0f} s: {stopping.holds[1]}", flush=True)
+            tell(stopping.holds[0], None)
             return 1
         time.sleep(0.2)
+    tell(stopping.was, stopping.found.exit_code if stopping.found is not None else None, delivered())
+    return 0
 
 
 if __name__ == "__main__":
