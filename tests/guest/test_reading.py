@@ -129,6 +129,29 @@ def test_events_are_told_once_each_over_several_looks(vm: Vm) -> None:
     assert [each.event for each in seen.events] == ["whole"]
 
 
+@pytest.mark.parametrize("regrown", [1, 40])
+def test_events_after_a_power_cut_are_told_though_the_position_is_of_what_it_took(vm: Vm, regrown: int) -> None:
+    make_home(vm)
+    path = vm.home / "events.jsonl"
+    path.write_text("".join(json.dumps({"time": n, "event": "before"}) + "\n" for n in range(20)))
+    kept = path.stat().st_size
+    with path.open("a") as file:
+        file.writelines(json.dumps({"time": n, "event": "lost"}) + "\n" for n in range(20, 30))
+    position = vm.observe(events_offset=kept).events_offset
+    assert position == path.stat().st_size
+    os.truncate(path, kept - 5)  # in the middle of a line
+    with path.open("a") as file:
+        file.writelines(
+            ["\n"] + [json.dumps({"time": n, "event": "after the cut"}) + "\n" for n in range(100, 100 + regrown)]
+        )
+    assert (path.stat().st_size > position) == (regrown == 40)
+    told, looks = [], 0
+    while (seen := vm.observe(events_offset=position)).events_offset != position and looks < 20:
+        position, looks = seen.events_offset, looks + 1
+        told += [each.time for each in seen.events if each.event == "after the cut"]
+    assert told == list(range(100, 100 + regrown)) and position == path.stat().st_size
+
+
 def test_stopping_saves_and_keeps_the_trainer_from_starting_again(vm: Vm) -> None:
     vm.install()
     told = parse_stop(vm.bash(save_and_stop_script("n-5", wait_seconds=20)).stdout, "n-5")

@@ -1,6 +1,7 @@
 """What the uploader leaves in storage: checkpoints whole, the pointer last, nothing twice, and no storm."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -207,6 +208,61 @@ def test_a_stop_waits_until_everything_is_in_storage(vm: Vm, store: Store) -> No
     assert (outcome.rc, outcome.delivered, outcome.exit_code) == (0, "yes", 75)
     assert store.step() == outcome.saved_step and store.read("models/log.txt").decode() == vm.journal()
     protect(vm, None)
+
+
+def test_a_log_whose_end_a_power_cut_took_goes_on_in_storage_and_lets_the_uploader_end(vm: Vm, store: Store) -> None:
+    vm.install("--every", "10", "--pace", "0.01")
+    log = vm.home / "events.jsonl"
+    kept = log.stat().st_size
+    with log.open("a") as file:  # more than a boot writes, so that the position stays beyond the end
+        file.writelines(json.dumps({"time": n, "event": "filler"}) + "\n" for n in range(500))
+    eventually(lambda: b'"time": 499, ' in store.log("events"), "the events are in storage", every=0.1)
+    vm.cut_power()
+    os.truncate(log, kept + 100)  # in the middle of a line
+    vm.settings = replace(vm.settings, arguments=("--every", "10", "--pace", "0.01", "--steps", "5"))
+    (vm.home / "settings.json").write_bytes(vm.settings.to_json())
+    vm.boot()
+    eventually(lambda: b'"delivered"' in log.read_bytes(), "everything is in storage", every=0.1)
+    eventually(lambda: not vm.processes("uploader.py"), "the uploader ends", every=0.2)
+    lines = store.log("events").splitlines()
+    assert sum(b'"filler"' in line for line in lines) == 500  # what the disk lost, and nothing twice
+    booted = log.read_bytes()[kept + 100 :].splitlines()[1:]
+    assert b"watching" in booted[0] and lines[-len(booted) :] == booted
+
+
+NOTING = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import publish, storage, uploader
+synced, appended = [], []
+sync, append = os.fdatasync, storage.Client.append
+def note_sync(handle):
+    sync(handle)
+    synced.append((os.path.basename(os.readlink(f"/proc/self/fd/{handle}")), os.fstat(handle).st_size))
+def note_append(client, blob, content, position):
+    name = {"container": "container.log", "events": "events.jsonl"}.get(blob.split("/")[-1].split(".")[0])
+    if name:
+        assert (name, os.stat(os.path.join(sys.argv[1], name)).st_size) in synced, (name, synced)
+        appended.append(name)
+    return append(client, blob, content, position)
+os.fdatasync, storage.Client.append = note_sync, note_append
+publish.Teller(uploader.Shared(access=storage.read_access())).attempt()
+print("appended", *sorted(appended))
+"""
+
+
+def test_a_log_is_on_the_disk_before_it_is_told_to_storage(vm: Vm, store: Store) -> None:
+    vm.install("--every", "10", "--print", "--steps", "20")
+    eventually(lambda: vm.events("delivered") and not vm.processes("uploader.py"), "the uploader ends", every=0.2)
+    vm.cut_power()
+    for name, line in (("events.jsonl", '{"time": 1, "event": "new"}\n'), ("container.log", "a last word\n")):
+        with (vm.home / name).open("a") as file:
+            file.write(line)
+    program = vm.disk / "noting.py"
+    program.write_text(NOTING)
+    ran = vm.bash(f'python3 -sSEB "{program}" "{vm.home}"')
+    assert ran.stdout.splitlines()[-1:] == ["appended container.log events.jsonl"], ran.stderr
+    assert store.log("container").endswith(b"a last word\n")
 
 
 def test_without_storage_nothing_is_sent_and_nothing_waits(vm: Vm, store: Store) -> None:

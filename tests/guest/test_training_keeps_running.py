@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -296,6 +297,20 @@ def test_output_is_copied_to_its_last_line_after_a_power_cut(vm: Vm) -> None:
     vm.boot()
     eventually(lambda: len(vm.runs()) == 2, "the next start")
     assert (vm.home / "container.log").read_text().startswith(last)
+
+
+def test_output_is_copied_although_a_power_cut_took_the_log_to_before_where_the_container_began(vm: Vm) -> None:
+    vm.install("--print")
+    signal_all(vm.trainers(), 15)
+    eventually(lambda: len(vm.events("first_step")) == 2, "a second container")
+    log, second = vm.home / "container.log", json.loads((vm.home / "output.json").read_text())
+    eventually(lambda: log.stat().st_size > second["start"], "its output is copied")
+    vm.cut_power()
+    os.truncate(log, second["start"] - 7)
+    printed = (vm.engine / "containers" / second["container"] / "log").read_bytes()
+    vm.boot()
+    eventually(lambda: len(vm.runs()) == 3, "the next start")
+    assert log.read_bytes()[second["start"] - 7 :].startswith(printed)
 
 
 def test_a_shutdown_of_the_vm_is_not_a_reason_to_start_again(vm: Vm) -> None:

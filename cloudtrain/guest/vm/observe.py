@@ -7,6 +7,7 @@ metrics.
 """
 
 import base64
+import contextlib
 import json
 import os
 import sys
@@ -118,13 +119,18 @@ def read_piece(path: Path, log: str, offset: int, lost: bool, more: bool) -> tup
 
 def events(offset: int) -> tuple[list[tuple[int, dict[str, Any]]], int]:
     """Whole lines of events.jsonl from an offset (negative: from the end), each with the offset of the next
-    one."""
+    one. Some are told again where the file is no longer what it was at that offset."""
     try:
         with (guest.ROOT / "events.jsonl").open("rb") as file:
             size = os.fstat(file.fileno()).st_size
+            if offset > 0 and os.pread(file.fileno(), 1, offset - 1) != b"\n":
+                # No line begins there, or nothing is there: a power cut took the end of the file, and others followed.
+                offset = -CHUNK // 2
             start = max(0, size + offset) if offset < 0 else offset
             file.seek(max(0, start - 1) if offset < 0 else start)
             content = file.read(CHUNK)
+            with contextlib.suppress(OSError):
+                os.fdatasync(file.fileno())  # whoever is told goes on from there, also after a power cut
     except OSError:
         return [], max(0, offset)
     position = start

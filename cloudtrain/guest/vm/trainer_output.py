@@ -38,7 +38,11 @@ def copied(container: str) -> int:
     if position.get("container") != container or position.get("inode") not in here:
         remember(container, 0)
         return 0
-    return int(position["stream"]) + here[position["inode"]] - int(position["start"])
+    since = here[position["inode"]] - int(position["start"])
+    if since < 0:  # a power cut took the end of the file, and with it whatever this container had printed
+        remember(container, int(position["stream"]))
+        return int(position["stream"])
+    return int(position["stream"]) + since
 
 
 def remember(container: str, stream: int) -> None:
