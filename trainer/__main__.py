@@ -56,7 +56,7 @@ def _train(options: Options, stop: StopRequest) -> int:
 
     directory = open_directory(options.checkpoint_dir)
     journal = Journal(directory.journal)
-    stop.before_leaving = lambda: journal.write(before_first_step())
+    stop.before_leaving = lambda: journal.write_from_handler(before_first_step())
     restored = run.find_state(directory, _job(options))
     if _is_finished(directory, restored, options):
         print(f"training in {directory.root} has finished already, at step {restored.position.step}")

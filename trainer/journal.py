@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from datetime import datetime
@@ -29,6 +30,13 @@ class Journal:
             self._append(line)
         except OSError as error:
             print(f"cannot write {self.path}: {error.strerror}", file=sys.stderr, flush=True)
+
+    def write_from_handler(self, line: str) -> None:
+        """As `write`, in a signal handler: what it interrupts may be a print, which cannot be begun a second time."""
+        with contextlib.suppress(OSError):
+            os.write(1, f"{line}\n".encode())
+        with contextlib.suppress(OSError):
+            self._append(line)
 
     def _append(self, line: str) -> None:
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -156,7 +156,7 @@ class ResumableRun:
             raise Refused("signals reach the main thread alone: train there")
         self._directory = open_directory(self._root)
         journal = Journal(self._directory.journal)
-        self._stop.before_leaving = lambda: journal.write(before_first_step())
+        self._stop.before_leaving = lambda: journal.write_from_handler(before_first_step())
         try:
             self._restored = find_state(self._directory, self._settings.job)
             variables = Variables(self._model, self._optimizer, extra=self._metric_variables)

@@ -46,5 +46,7 @@ class StopRequest:
             self.exit_code = INTERRUPTED if number == signal.SIGINT else START_ME_AGAIN
         impatient = again and number == signal.SIGINT
         if not self._training or impatient:
-            self.before_leaving()
-            self._leave(self.exit_code or START_ME_AGAIN)
+            try:
+                self.before_leaving()
+            finally:
+                self._leave(self.exit_code or START_ME_AGAIN)
