@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -249,6 +250,22 @@ os.fdatasync, storage.Client.append = note_sync, note_append
 publish.Teller(uploader.Shared(access=storage.read_access())).attempt()
 print("appended", *sorted(appended))
 """
+
+
+def test_the_journal_is_sent_between_checkpoints_that_come_faster_than_they_are_sent(vm: Vm, store: Store) -> None:
+    def slowly(method: str, path: str) -> int:
+        if method == "PUT" and "/checkpoints/" in path:
+            time.sleep(0.3)
+        return 0
+
+    store.server.before = slowly
+    vm.install("--every", "5", "--pace", "0.01")
+    eventually(lambda: (p := store.pointer()) and p.previous, "two checkpoints", every=0.1)
+    with (vm.home / "models" / "log.txt").open("a") as journal:
+        journal.write("a new line\n")
+    sent = vm.home / "upload.json"
+    eventually(lambda: "a new line" in store.read("models/log.txt").decode(), "the journal is sent", every=0.1)
+    assert json.loads(sent.read_text())["storage"]["pending"]
 
 
 def test_a_log_is_on_the_disk_before_it_is_told_to_storage(vm: Vm, store: Store) -> None:

@@ -12,6 +12,7 @@ import pointers  # type: ignore[import-not-found]
 import storage  # type: ignore[import-not-found]
 
 SUMS = guest.ROOT / "sums.json"  # checksums of files by path, so that a restart need not read them all again
+SHORT = 1024 * 1024  # bytes, of a file that holds nothing else up
 LONGEST_UNREST = 60.0  # a file that never rests is sent as it is
 
 
@@ -67,6 +68,7 @@ class Sender:
         self.rested: dict[str, tuple[str, float, float]] = {}  # path -> identity, since when, first unsent
         self.sent_at: dict[str, tuple[float, float]] = {}  # path -> when it was sent, and how long that took
         self.later: dict[str, float] = {}  # path -> not before; it was being written to
+        self.words_turn = False  # a checkpoint was sent since the last word
         self.hopeless: set[str] = set()  # identities that storage does not take
         self.set_since: tuple[frozenset[str], float] = (frozenset(), 0.0)
 
@@ -91,7 +93,9 @@ class Sender:
         others = self.due_others(seen, waived)
         self.count(newest, others)
         if newest is not None:
-            self.send_checkpoint(newest, seen)
+            if not (self.words_turn and self.send_word(others)):
+                self.send_checkpoint(newest, seen)
+                self.words_turn = True
             return True
         self.shared.saved = max(self.shared.saved, self.shared.flush)
         self.shared.tell()
@@ -323,6 +327,16 @@ class Sender:
 
     # everything else
 
+    def send_word(self, others: list[Any]) -> bool:
+        """The journal or another small file for people, between two checkpoints: where they come faster than they can
+        be sent, nobody would hear anything of the training. Not where there is no time. Whether there was one."""
+        self.words_turn = False
+        word = next((file for file in others if mount.is_told(file) and file.size < SHORT), None)
+        if word is None or self.shared.hurry:
+            return False
+        self.send_other(word)
+        return True
+
     def due_others(self, seen: Any, waived: bool) -> list[Any]:
         """In the order in which to send them."""
         first = seen.straight and not waived  # of an image without checkpoints/ the whole set goes first
@@ -361,7 +375,7 @@ class Sender:
     def send_other(self, file: Any) -> None:
         begun = time.monotonic()
         # A flush is for checkpoints and words; it interrupts what is large.
-        self.pace.begin(file.size, urgent=self.shared.hurry or file.size < 1024 * 1024)
+        self.pace.begin(file.size, urgent=self.shared.hurry or file.size < SHORT)
         try:
             opened = mount.Opened(file, exact=False)
             try:
