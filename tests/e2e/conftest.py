@@ -1,9 +1,11 @@
 """A command line with a home of its own, and a check that nothing of it outlives the test."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +71,16 @@ class CommandLine:
 
     def trainers(self) -> list[psutil.Process]:
         """The trainers in this home's VMs."""
-        found = {child for process in self.processes() for child in process.children(recursive=True)}
-        return [process for process in found if process.cmdline()[1:3] == ["-m", "trainer"]]
+        below: set[psutil.Process] = set()
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+                below.update(process.children(recursive=True))
+        found = []
+        for process in below:
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline()[1:3] == ["-m", "trainer"]:
+                    found.append(process)
+        return found
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
@@ -89,7 +99,12 @@ def cloudtrain(tmp_path: Path) -> Iterator[CommandLine]:
     line = CommandLine(home=tmp_path / "home", directory=directory)
     yield line
     line("emulator", "reset", "--yes")
-    left = line.processes()
+    deadline = time.monotonic() + 5
+    while (left := line.processes()) and time.monotonic() < deadline:
+        time.sleep(0.1)  # what serves a VM's blobs dies with the VM's supervisor, a moment later
+    told = []
     for process in left:
-        process.kill()
-    assert not left, f"processes outlived the run: {[process.cmdline() for process in left]}"
+        with contextlib.suppress(psutil.NoSuchProcess):
+            told.append(process.cmdline())
+            process.kill()
+    assert not left, f"processes outlived the run: {told}"
