@@ -15,6 +15,7 @@ import pytest
 from cloudtrain.guest import install_script, renew_script, save_and_stop_script
 from cloudtrain.guest.durable import FENCE, GUEST, LOGS, MODELS, POINTER, SETS
 from cloudtrain.guest.scripts import vm_file
+from tests.living import contents, paths
 
 from .blob_store import BRISK, Store, erase_disk, protect
 from .guest_vm import Vm, eventually, signal_all
@@ -63,6 +64,7 @@ def test_what_else_was_in_the_mount_comes_along(vm: Vm, store: Store) -> None:
 
 def test_a_damaged_newest_gives_way_to_the_one_before(vm: Vm, store: Store) -> None:
     train_to(vm, store, 30)
+    eventually(lambda: (p := store.pointer()) and p.previous, "one before it", every=0.1)
     vm.cut_power()
     pointer = store.pointer()
     assert pointer and pointer.newest and pointer.previous
@@ -107,7 +109,8 @@ def test_a_restoring_that_is_cut_off_again_and_again_leaves_no_half_checkpoint(v
     store.server.before = stop_midway
     outcome = vm.install("--every", "10", "--pace", "0.01", "--folder", "--size", "300000")
     assert cut.is_set() and outcome.resumed_from_step == step
-    assert not list((vm.home / "models").rglob(".restoring*")) and not (vm.home / "restoring").exists()
+    assert not [path for path in paths(vm.home / "models") if path.name.startswith(".restoring")]
+    assert not (vm.home / "restoring").exists()
 
 
 def test_a_set_straight_in_the_mount_is_restored_whole(vm: Vm, store: Store) -> None:
@@ -203,8 +206,8 @@ def test_a_secret_is_in_the_containers_environment_and_nowhere_else(vm: Vm, stor
         eventually(lambda: store.step() >= 10, "a checkpoint", every=0.1)
     environment = vm.home / "models" / "environment.json"  # what the container itself saw
     assert json.loads(environment.read_text())["env"]["TOKEN"] == secret
-    held = [path for path in vm.home.rglob("*") if path.is_file() and b"s3cr3t-Walue" in path.read_bytes()]
-    assert {path.name for path in held} == {"secrets.json", "environment.json"}
+    holding = [path for path, held in contents(vm.home).items() if b"s3cr3t-Walue" in held]
+    assert {path.name for path in holding} == {"secrets.json", "environment.json"}
     assert (vm.home / "secrets.json").stat().st_mode & 0o777 == 0o600
     seen += [" ".join(arguments) for arguments in vm.runs()]  # of the docker client, too short-lived to be seen
     assert any("--env TOKEN " in line for line in seen)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import CommandLine, Outcome
+from tests.living import contents, paths
 
 Rehearsal = Callable[..., Outcome]
 SMALL_TRAINER = Path(__file__).parents[1] / "e2e" / "small_trainer.py"
@@ -75,7 +76,7 @@ def test_a_run_evicted_with_its_disk_goes_on_from_storage_exactly(
     assert end["training"]["digest"] == undisturbed() and end["generation"] == 3
     down = data(small("down", "horses", "--json"))
     assert down["left"] == []
-    leaked = [path for path in cloudtrain.home.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+    leaked = [path for path, held in contents(cloudtrain.home).items() if b"hunter2" in held]
     assert leaked == []
 
 
@@ -123,7 +124,7 @@ def test_a_secret_reaches_the_trainer_and_is_shown_by_nothing(
     secrets = ("--secret", "TOKEN", "--secret", "WANDB=@wandb.key", "--env", "COLOUR=blue sky")
     told = [rehearsal("up", "horses", *secrets, "-vv", "--json")]
     assert data(told[0])["state"] == "running"
-    (environment,) = cloudtrain.home.rglob("environment.json")
+    (environment,) = (path for path in paths(cloudtrain.home) if path.name == "environment.json")
     seen = json.loads(environment.read_text())["env"]
     assert (seen["TOKEN"], seen["WANDB"], seen["COLOUR"]) == (value, f"{value}-of-a-file", "blue sky")
     for line in ("status horses", "logs horses", "logs horses --source startup", "list", "history horses"):
@@ -135,8 +136,8 @@ def test_a_secret_reaches_the_trainer_and_is_shown_by_nothing(
     # But for the VM's own disk, nothing on this machine holds it: not the store, not the index. Of the blobs the one
     # that the trainer itself wrote does.
     disks = cloudtrain.home / "emulator" / "vms"
-    files = [path for path in cloudtrain.home.rglob("*") if path.is_file() and disks not in path.parents]
-    holding = [path.read_bytes() for path in files if value.encode() in path.read_bytes()]
+    files = [held for path, held in contents(cloudtrain.home).items() if disks not in path.parents]
+    holding = [held for held in files if value.encode() in held]
     assert [content for content in holding if b'"argv": ' not in content] == []
     data(rehearsal("down", "horses", "--discard", "--json"))
 
@@ -146,12 +147,12 @@ def test_what_the_vm_is_handed_for_storage_is_shown_by_nothing(rehearsal: Rehear
     assert rehearsal(*fault, "--on", "RoleAssignments_Create", "--count", "0").code == 0
     told = [rehearsal("up", "horses", "-vv", "--json")]
     assert data(told[0])["access"] == "stored access policy"
-    (handed,) = cloudtrain.home.rglob("storage.json")
+    (handed,) = (path for path in paths(cloudtrain.home) if path.name == "storage.json")
     assert handed.stat().st_mode & 0o077 == 0
     signature = json.loads(handed.read_text())["signature"].partition("sig=")[2]
     assert len(signature) > 40
     told += [rehearsal("status", "horses", "-vv"), rehearsal("logs", "horses", "--source", "startup", "-vv")]
     assert not any(signature in each.out + each.err for each in told)
-    files = [path for path in cloudtrain.home.rglob("*") if path.is_file() and path != handed]
-    assert [path for path in files if signature.encode() in path.read_bytes()] == []
+    holding = [path for path, held in contents(cloudtrain.home).items() if signature.encode() in held]
+    assert holding == [handed]
     data(rehearsal("down", "horses", "--discard", "--json"))
