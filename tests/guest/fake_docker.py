@@ -70,6 +70,7 @@ def exit_code(folder: Path) -> int:
 
 def run(arguments: list[str]) -> int:
     import argparse  # here, because the other verbs are called often and need not wait for them
+    import shutil
     import uuid
 
     parser = argparse.ArgumentParser(prog="docker run")
@@ -89,15 +90,15 @@ def run(arguments: list[str]) -> int:
     hold("hold-create")
     identifier = uuid.uuid4().hex * 2
     folder = CONTAINERS / identifier
-    try:
-        named = (HOME / "names" / told.name).open("x")
-    except FileExistsError:
-        return fail(f'docker: Error response from daemon: Conflict. The name "/{told.name}" is in use.', 125)
     folder.mkdir(parents=True)
     labels = dict(each.split("=", 1) for each in told.label)
     (folder / "config").write_text(json.dumps({"labels": labels, "started": time.time()}))
-    with named:
-        named.write(identifier)
+    (folder / "id").write_text(identifier)
+    try:
+        os.link(folder / "id", HOME / "names" / told.name)  # whole at once, whenever the power is cut
+    except FileExistsError:
+        shutil.rmtree(folder)
+        return fail(f'docker: Error response from daemon: Conflict. The name "/{told.name}" is in use.', 125)
     hold("hold-start")
     if not folder.is_dir():
         return fail(f"docker: Error response from daemon: No such container: {identifier}", 125)

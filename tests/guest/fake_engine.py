@@ -6,11 +6,18 @@ import sys
 from pathlib import Path
 
 folder = Path(sys.argv[1])
-(folder / "keeper").write_text(str(os.getpid()))
+
+
+def record(name: str, number: int) -> None:
+    """Whole or not at all, whenever the power is cut."""
+    new = folder / f".{name}"
+    new.write_text(str(number))
+    new.rename(folder / name)
+
+
+record("keeper", os.getpid())
 with (folder / "log").open("ab") as log:
     child = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-(folder / "pid").write_text(str(child.pid))
+record("pid", child.pid)
 code = child.wait()
-end = folder / ".exit"
-end.write_text(str(128 - code if code < 0 else code))
-end.rename(folder / "exit")
+record("exit", 128 - code if code < 0 else code)
