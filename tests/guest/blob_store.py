@@ -5,6 +5,7 @@ import base64
 import contextlib
 import itertools
 import json
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,7 +17,7 @@ from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import ContainerClient, generate_container_sas
 
 from cloudtrain.clock import SystemClock
-from cloudtrain.emulator.blobs.server import listening
+from cloudtrain.emulator.blobs.server import HOST, listening
 from cloudtrain.guest import SECRETS, STORAGE
 from cloudtrain.guest.durable import POINTER, Pointer, StoredCheckpoint, parse_pointer
 from tests.emulator.blob_services import CONTRIBUTOR
@@ -62,6 +63,12 @@ class BlobServer:
     requests: list[Request] = field(default_factory=list)
     before: Callable[[str, str], int] = lambda method, path: 0  # a status to answer with instead
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    reserved: socket.socket = field(default_factory=socket.socket)  # the port, from others, while this is stopped
+
+    def __post_init__(self) -> None:
+        self.reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # bound, it never listens
+        self.reserved.bind((HOST, 0))
+        self.port = self.reserved.getsockname()[1]
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
@@ -83,7 +90,7 @@ class BlobServer:
 
     def start(self) -> None:
         self.up = True
-        self.port = self.stack.enter_context(listening(self, self.port))
+        self.stack.enter_context(listening(self, self.port))
 
     def stop(self) -> None:
         self.up = False  # connections that there are would be served on
@@ -187,6 +194,7 @@ def blob_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlobServer
     server.start()
     yield server
     server.stop()
+    server.reserved.close()
     cloud.azure.close()
 
 
