@@ -114,9 +114,10 @@ class World:
         return output(machines, 'printf %s "$CLOUDTRAIN_IMDS"')
 
     def ask_imds(
-        self, machines: Any, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+        self, machines: Any, path: str, body: Any = None, headers: Mapping[str, str] | None = None, url: str = ""
     ) -> tuple[int, Any]:
-        return imds(self.imds_url(machines), path, body, headers)
+        """url: of the VM's IMDS, for whom it would take too long to find out."""
+        return imds(url or self.imds_url(machines), path, body, headers)
 
     def lose_host(self) -> None:
         """Without a word to the machine."""
@@ -315,7 +316,7 @@ def scripts_run_as_azures_agent_runs_them(world: World) -> None:
 def scripts_end_by_timeout_and_by_cancel(world: World) -> None:
     machines = world.machines()
     machines.boot(SPEC)
-    late = run(machines, "echo begun; sleep 300 & sleep 300", timeout_seconds=0.3)
+    late = run(machines, "echo begun; sleep 300 & sleep 300", timeout_seconds=2)
     assert (late.state, late.exit_code, late.stdout) == (ScriptState.TIMED_OUT, None, b"begun\n")
     marker = f"3{os.getpid()}.5"
     script = Script("managed", "c", f"trap '' TERM; (sleep {marker}) & echo here; sleep {marker}")
@@ -408,10 +409,11 @@ def an_eviction_gives_notice_and_then_cuts(world: World) -> None:
     assert (status, idle["Events"]) == (200, [])
     assert world.ask_imds(machines, EVENTS, headers={})[0] == 400
     assert world.ask_imds(machines, "/metadata/scheduledevents")[0] == 400
+    url = world.imds_url(machines)
     begun = time.time()
-    machines.evict(VM, 1.0)
+    machines.evict(VM, 3.0)
     assert machines.power(VM).on
-    _, document = world.ask_imds(machines, EVENTS)
+    _, document = world.ask_imds(machines, EVENTS, url=url)
     assert document["DocumentIncarnation"] > idle["DocumentIncarnation"]
     [event] = document["Events"]
     assert (event["EventType"], event["EventStatus"], event["EventSource"]) == (
@@ -420,9 +422,9 @@ def an_eviction_gives_notice_and_then_cuts(world: World) -> None:
         "Platform",
     )
     assert (event["Resources"], event["DurationInSeconds"]) == (["run-g1"], -1)
-    assert abs(parsedate_to_datetime(event["NotBefore"]).timestamp() - begun - 1) < 1.5
+    assert abs(parsedate_to_datetime(event["NotBefore"]).timestamp() - begun - 3) < 1.5
     until(lambda: not machines.power(VM).on)
-    assert time.time() - begun >= 1.0
+    assert time.time() - begun >= 3.0
     assert machines.power(VM).cause is OffCause.EVICTED
     machines.boot(SPEC)
     assert world.ask_imds(machines, EVENTS)[1]["Events"] == []

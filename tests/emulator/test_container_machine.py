@@ -73,7 +73,9 @@ class ContainerWorld(scenarios.World):  # type: ignore[misc, name-defined]
     def imds_url(self, machines: Any) -> str:
         return "http://169.254.169.254"
 
-    def ask_imds(self, machines: Any, path: str, body: Any = None, headers: Any = None) -> tuple[int, Any]:
+    def ask_imds(
+        self, machines: Any, path: str, body: Any = None, headers: Any = None, url: str = ""
+    ) -> tuple[int, Any]:
         """From inside: nowhere else is that address the VM's."""
         words = ["curl", "-sS", "-w", "\n%{http_code}", self.imds_url(machines) + path]
         for name, value in ({"Metadata": "true"} if headers is None else headers).items():

@@ -91,11 +91,19 @@ def tell(saved: int | None = None) -> None:
     new.rename(home / "progress.json")
 
 
+def await_notice_of_save() -> None:
+    """Until the VM has written down that there was a save: the next one would hide it."""
+    events = Path(os.environ["VM_DISK"], "cloudtrain", "events.jsonl")
+    end = time.monotonic() + 20
+    while '"saved"' not in events.read_text() and time.monotonic() < end:
+        time.sleep(0.02)
+
+
 def save(*_: object) -> None:
     global step
     if told.twice:
         tell(step)
-        time.sleep(0.5)
+        await_notice_of_save()
         step += 1
     if told.every:
         save_checkpoint()

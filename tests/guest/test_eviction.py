@@ -117,7 +117,7 @@ def test_what_the_user_put_into_on_evict_runs_after_the_save_and_before_the_ackn
     put_program(folder / "10-first", f'#!/bin/sh\npgrep -f "{vm.disk}.*fake_trainer" || echo first >>"{told}"\n')
     put_program(folder / "30-never", f'#!/bin/sh\necho never >>"{told}"\n')
     (folder / "15-no-program").write_text("")
-    vm.imds.preempt(seconds=4)
+    vm.imds.preempt(seconds=8)
     eventually(lambda: vm.imds.acknowledged, "the acknowledgement")
     assert told.read_text().split() == ["first", "late", "acknowledged"]
     hooks = {each["name"]: each["exit_code"] for each in vm.events("hook")}
