@@ -310,20 +310,6 @@ def test_a_finished_run_lets_its_vm_go_once_everything_is_in_storage(
     assert len(arm.calls) == 3
 
 
-def test_a_finished_run_that_somebody_stopped_before_it_went_is_left_alone_once_started(
-    vm: Vm, store: Store, arm: Arm
-) -> None:
-    arm.answers = [403]
-    vm.install("--steps", "5", when_done="deallocate", vm_id=VM_ID)
-    eventually(lambda: arm.calls, "it would go")
-    vm.cut_power()
-    arm.answers, asked = [202], len(arm.calls)
-    vm.boot()
-    eventually(lambda: len(vm.events("session")) == 2 and not vm.processes("run_trainer"), "another boot", every=0.2)
-    eventually(lambda: not vm.processes("uploader"), "the uploader ends", every=0.2)
-    assert len(arm.calls) == asked and not vm.events("released")
-
-
 def test_a_finished_run_without_storage_is_never_deleted(vm: Vm, store: Store, arm: Arm) -> None:
     protect(vm, None)
     vm.install("--steps", "5", when_done="delete", vm_id=VM_ID)

@@ -62,11 +62,11 @@ def not_released(action: str, reason: str) -> None:
 
 
 def may_go(done: dict[str, Any]) -> bool:
-    """Not where it was released before, somebody stopped it, or it trains again; nor at a later start, which is
-    somebody's who wants to look at its disk."""
+    """Not where it was released before, somebody stopped it, or it trains again; nor at a later boot, which is of
+    somebody who wants to look at its disk."""
     before = (guest.read_json(RELEASED) or {}).get("time")
     now = (guest.read_json(guest.ROOT / "finished") or {}).get("time")
-    later = (done.get("boot"), done.get("session")) != (guest.boot(), guest.session())
+    later = done.get("boot") != guest.boot()
     again = before == done.get("time") or now != done.get("time")
     return not (later or again or guest.stopping() or guest.evicting())
 

@@ -79,7 +79,7 @@ def go_on_without(access: Any, reason: str) -> None:
 
 def mark(access: Any, *, seen: bool) -> None:
     """Of this boot, and of this run of run_trainer: after both, the disk is compared again."""
-    session = (guest.read_json(guest.ROOT / "state.json") or {}).get("session")
+    session = guest.session()
     content = {"place": access.place, "boot": guest.boot(), "session": session, "seen": seen}
     if guest.read_json(MARK) != content:
         guest.write_json(MARK, content, sync=True)
