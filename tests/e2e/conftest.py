@@ -16,7 +16,6 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 # Of the runs that are evicted again and again: half with notice, half without. .ci/run asks for more.
-EVICTIONS = int(os.environ.get("CLOUDTRAIN_EVICTIONS", "2"))
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .conftest import EVICTIONS, REPOSITORY, CommandLine
+from .conftest import REPOSITORY, CommandLine
 from .journey import Journey, removed, whole_run
 
 pytest.importorskip("tensorflow", reason="the trainer is the extra 'trainer'")
 
 # Small enough for a test, long enough for what is done to it.
 SMALL_JOB = ("--image-size", "64", "--batch-size", "16", "--epochs", "9", "--seed", "7")
+EVICTIONS = 6
 EVICTED_JOB = (*SMALL_JOB, "--epochs", str(3 + EVICTIONS))
 
 
@@ -57,6 +58,7 @@ def events(eviction: dict) -> list[str]:
     return [entry["event"] for entry in eviction["timeline"]]
 
 
+@pytest.mark.long
 def test_evictions_leave_the_same_weights_as_a_run_left_alone(cloudtrain: CommandLine, undisturbed: str) -> None:
     up = cloudtrain("up", "horses", "--json", "--", *EVICTED_JOB)
     assert up.data["created"] and up.data["state"] == "running"

@@ -1,6 +1,4 @@
-"""In real time, on VMs that are processes: a run whose VM is deleted again and again, under watchers that are killed.
-
-CLOUDTRAIN_EVICTIONS says how often."""
+"""In real time, on VMs that are processes: a run whose VM is deleted over and over, under watchers that are killed."""
 
 import hashlib
 import json
@@ -12,8 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.conftest import EVICTIONS, CommandLine, Outcome, cloudtrain  # noqa: F401  # fixture
+import pytest
 
+from tests.e2e.conftest import CommandLine, Outcome, cloudtrain  # noqa: F401  # fixture
+
+EVICTIONS = 10
 STEPS = 50 * EVICTIONS
 SMALL = Path(__file__).parents[1] / "e2e" / "small_trainer.py"
 # The command line with a trainer that starts at once, and leases that do not outlive a killed watcher for long.
@@ -78,6 +79,7 @@ def stored(line: CommandLine) -> dict[str, Any]:
         return blob
 
 
+@pytest.mark.long
 def test_evicted_again_and_again_under_watchers_that_are_killed_a_run_ends_with_the_very_weights(
     cloudtrain: CommandLine,  # noqa: F811
 ) -> None:
