@@ -142,6 +142,23 @@ def test_another_runs_signature_opens_nothing(vm: Vm, store: Store) -> None:
     assert {each.status for each in store.server.requests} == {403}
 
 
+def test_the_first_vm_of_a_run_trains_while_its_role_spreads_and_a_later_one_waits_for_storage(
+    vm: Vm, store: Store
+) -> None:
+    # Refused as a role is that has not spread.
+    protect(vm, store.access(signature=store.signature(rights="l")))
+    settings = replace(vm.settings, tuning={**BRISK, "restore_seconds": 0.5})
+    vm.settings = replace(settings, generation=2)
+    outcome = vm.install("--every", "10")
+    assert outcome.rc == 5 and "AuthorizationPermissionMismatch" in " ".join(outcome.text) and not vm.runs()
+    vm.settings = settings
+    assert vm.install("--every", "10", "--pace", "0.01").rc == 0
+    assert vm.events("restore_skipped") and not store.blobs()
+    (vm.home / "storage.json").write_text(json.dumps(store.access()))
+    reached = vm.step()
+    eventually(lambda: store.step() > reached, "what is saved is sent once the role is there", every=0.1)
+
+
 def test_the_vms_identity_is_tried_first_and_a_signature_bridges_the_time_until_its_role_has_spread(
     vm: Vm, store: Store
 ) -> None:

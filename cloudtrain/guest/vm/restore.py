@@ -20,6 +20,7 @@ import storage  # type: ignore[import-not-found]
 MARK = guest.ROOT / "restored.json"  # for the uploader: from now on the disk says what storage is to have
 BEGUN = guest.ROOT / "restoring"  # what is on the disk is not all of it
 PART = ".restoring"
+NOT_SPREAD = "AuthorizationPermissionMismatch"  # a role on the blobs takes up to ten minutes to spread
 
 
 class Impossible(Exception):
@@ -41,10 +42,13 @@ def restore(stage: Callable[[str], None], given_up: Callable[[], bool]) -> bool:
             take_over(access)
             return True
         except storage.StorageError as error:
-            reason = str(error)
+            reason, spreads = str(error), error.code == NOT_SPREAD
         except OSError as error:
-            reason = f"cannot write to the disk: {error.strerror}"
+            reason, spreads = f"cannot write to the disk: {error.strerror}", False
         here = local()
+        if spreads and here is None and nothing_can_be_there():
+            go_on_without(access, reason)
+            return True
         limit = guest.tuning("restore_short_seconds" if here is not None else "restore_seconds")
         if time.monotonic() - begun >= limit:
             if here is None:
@@ -60,6 +64,12 @@ def restore(stage: Callable[[str], None], given_up: Callable[[], bool]) -> bool:
             return False
 
 
+def nothing_can_be_there() -> bool:
+    """Whether no VM of the run ever started a container: until its role opens storage it may as well train."""
+    starts = guest.step_of(guest.read_json(guest.ROOT / "state.json"), "starts")
+    return int(guest.settings()["generation"]) == 1 and starts == 0 and not BEGUN.exists()
+
+
 def wait(seconds: float, stamp: int, given_up: Callable[[], bool]) -> bool:
     """Until the pause is over, or storage opens in another way. Whether to go on."""
     end = time.monotonic() + seconds
@@ -71,9 +81,9 @@ def wait(seconds: float, stamp: int, given_up: Callable[[], bool]) -> bool:
 
 
 def go_on_without(access: Any, reason: str) -> None:
-    """The disk has a checkpoint. Whether storage has a newer one, the uploader will see."""
+    """The disk has a checkpoint, or nobody has one. Whether storage has a newer one, the uploader will see."""
     guest.event("restore_skipped", reason=reason)
-    guest.say(f"going on from the disk: {reason}")
+    guest.say(f"going on without storage: {reason}")
     mark(access, seen=False)
 
 
