@@ -48,6 +48,14 @@ def lose_the_vm(rehearsal: Rehearsal) -> None:
     rehearsal.clock.sleep(60)
 
 
+def evict_without_room_at_home(rehearsal: Rehearsal) -> None:
+    """It may go on in westus2."""
+    up(rehearsal, "--other-location", "westus2")
+    rehearsal.evict()
+    rehearsal.clock.sleep(60)
+    no_capacity(rehearsal, "--location", "eastus")
+
+
 def of_generation(rehearsal: Rehearsal, generation: int) -> list[str]:
     return [name for name in resources(rehearsal) if f"horses-g{generation}" in name]
 
@@ -103,10 +111,7 @@ def test_without_room_in_its_zone_a_run_moves_to_another_and_leaves_nothing(dura
 def test_a_disk_is_not_given_up_for_a_storage_that_lacks_its_work(
     durable: Rehearsal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    up(durable, "--other-location", "westus2")
-    durable.evict()
-    durable.clock.sleep(60)
-    no_capacity(durable, "--location", "eastus")
+    evict_without_room_at_home(durable)
     with monkeypatch.context() as lacking:
         lacking.setattr("cloudtrain.lifecycle.stored.holds", lambda *_: False)
         said = look(durable, 2)
@@ -118,10 +123,7 @@ def test_a_disk_is_not_given_up_for_a_storage_that_lacks_its_work(
 
 
 def test_without_room_in_its_region_a_run_moves_to_another_with_a_network_of_its_own(durable: Rehearsal) -> None:
-    up(durable, "--other-location", "westus2")
-    durable.evict()
-    durable.clock.sleep(60)
-    no_capacity(durable, "--location", "eastus")
+    evict_without_room_at_home(durable)
     said = look(durable, 2)
     assert "the next place at once" in said and "made anew: Standard_D2s_v3 in westus2" in said
     assert vm(durable)["location"] == "westus2" and of_generation(durable, 1) == []
@@ -212,10 +214,7 @@ def test_a_fence_that_cannot_be_raised_takes_the_old_vm_away_first(
         raise Refused("NoDataRole", "This login has no role on the blobs.")
 
     monkeypatch.setattr(workflow, "raise_fence", closed)
-    up(durable, "--other-location", "westus2")
-    durable.evict()
-    durable.clock.sleep(60)
-    no_capacity(durable, "--location", "eastus")
+    evict_without_room_at_home(durable)
     look(durable, 2)
     assert vm(durable)["location"] == "westus2"
     finished_exactly(durable, 2)
@@ -369,10 +368,7 @@ def test_a_vm_that_is_given_up_is_not_started_again_by_whoever_comes_next(
 ) -> None:
     from cloudtrain.lifecycle import durable as lifecycle
 
-    up(durable, "--other-location", "westus2")
-    durable.evict()
-    durable.clock.sleep(60)
-    no_capacity(durable, "--location", "eastus")
+    evict_without_room_at_home(durable)
     raise_fence = lifecycle.raise_fence
 
     def raise_fence_and_die(*arguments: Any) -> None:
