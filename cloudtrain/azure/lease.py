@@ -9,7 +9,7 @@ expiry: clocks that differ by minutes make a lease last that much longer or shor
 """
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
@@ -66,23 +66,26 @@ def take(session: Session, group: Group, holder: str, now: float, *, by_force: b
 
 
 class Keeping:
-    """The clock of a lease's holder: whatever it waits for, which may take an hour and a half, the lease is renewed."""
+    """The clock of a lease's holder: whatever it waits for, which may take an hour and a half, the lease is renewed.
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self.keep: Callable[[], None] = lambda: None
+    taken_at: epoch seconds of when the holder took the lease; None while it has none."""
+
+    def __init__(self, session: Session, run: str, holder: str, clock: Clock) -> None:
+        self._session, self._run, self._holder, self._clock = session, run, holder, clock
+        self.taken_at: float | None = None
 
     def now(self) -> datetime:
         return self._clock.now()
 
     def sleep(self, seconds: float) -> None:
         self._clock.sleep(seconds)
-        self.keep()
-
-
-def is_due(taken_at: float, now: float) -> bool:
-    """Whether a lease that was taken then is to be renewed."""
-    return now - taken_at >= SECONDS - RENEW_SECONDS
+        now = self.now().timestamp()
+        if self.taken_at is None or now - self.taken_at < SECONDS - RENEW_SECONDS:
+            return
+        self.taken_at = now
+        # What is under way is not held up by it: the next wait tries again.
+        with suppress(CloudtrainError):
+            take(self._session, groups.get(self._session, self._run), self._holder, now)
 
 
 def release(session: Session, group: Group, holder: str) -> None:
@@ -169,20 +172,10 @@ def _written(blob: Any, lease: Lease, etag: str) -> bool:
 @contextmanager
 def held(session: Session, group: Group, clock: Clock) -> Iterator[Clock]:
     """For a person's own command: watchers keep off until it is done. It is to wait by the clock that it gets."""
-    holder, keeping = new_holder(), Keeping(clock)
-    taken_at = clock.now().timestamp()
-    take(session, group, holder, taken_at, by_force=True)
-
-    def keep() -> None:
-        nonlocal taken_at
-        now = clock.now().timestamp()
-        if is_due(taken_at, now):
-            taken_at = now
-            # What is under way is not held up by it: the next wait tries again.
-            with suppress(CloudtrainError):
-                take(session, groups.get(session, group.run), holder, now)
-
-    keeping.keep = keep
+    holder = new_holder()
+    keeping = Keeping(session, group.run, holder, clock)
+    keeping.taken_at = clock.now().timestamp()
+    take(session, group, holder, keeping.taken_at, by_force=True)
     try:
         yield keeping
     finally:

@@ -62,9 +62,9 @@ class WatchResult(msgspec.Struct, frozen=True):
 
 def watch(ctx: Context, run: str, *, once: bool, emit: Callable[[WatchLine], None]) -> WatchResult:
     """once: one look. Else until the run is over: finished, failed, stopped, or gone. Raises NoSuchRun."""
-    clock = lease.Keeping(ctx.clock)
-    watcher = _Watcher(replace(ctx, clock=clock), run, emit, lease.new_holder())
-    clock.keep = watcher.keep
+    holder = lease.new_holder()
+    clock = lease.Keeping(ctx.session, run, holder, ctx.clock)
+    watcher = _Watcher(replace(ctx, clock=clock), run, emit, holder, clock)
     try:
         while True:
             look = watcher.look()
@@ -130,6 +130,7 @@ class _Watcher:
     run: str
     emit: Callable[[WatchLine], None]
     holder: str
+    keeping: lease.Keeping
     said: str = ""
     looks: int = 0
     failures: int = 0
@@ -137,8 +138,6 @@ class _Watcher:
     told: Training | None = None
     seen: GuestObservation | None = None
     warning: str = ""
-    # When it took the run, None while another has it.
-    taken_at: float | None = None
     # Why a limit cannot be kept, or the run cannot go elsewhere.
     doubt: str = ""
     rates: money.StorageRates = field(default_factory=money.StorageRates)
@@ -155,7 +154,7 @@ class _Watcher:
         try:
             look = self._look()
         except NoSuchRun:
-            self.taken_at = None
+            self.keeping.taken_at = None
             if not self.said:
                 raise
             return self._say("deleted", Do.NOTHING, "the run is gone", over=True)
@@ -172,12 +171,12 @@ class _Watcher:
     def _look(self) -> _Look:
         group = self.group = groups.get(self.ctx.session, self.run)
         if group.deleting:
-            self.taken_at = None
+            self.keeping.taken_at = None
             return self._say("deleting", Do.NOTHING, "the run is being deleted", over=True)
         vm = vms.find(self.ctx.session, group)
-        self.taken_at = self._now()
+        self.keeping.taken_at = self._now()
         if not lease.take(self.ctx.session, group, self.holder, self._now()):
-            self.taken_at = None
+            self.keeping.taken_at = None
             return self._say(state_of(group, vm, None), Do.NOTHING, "another watcher, or a command, looks after it")
         group = release.noticed(self.ctx, group, vm)
         before = self._observe(group, vm)
@@ -193,19 +192,8 @@ class _Watcher:
         gone = anew.remove_former(self.ctx, group) if group.trained or look.over else not group.has_former
         return replace(look, over=look.over and gone)
 
-    def keep(self) -> None:
-        """The lease, while something takes long."""
-        if self.taken_at is None or not lease.is_due(self.taken_at, self._now()):
-            return
-        self.taken_at = self._now()
-        try:
-            lease.take(self.ctx.session, groups.get(self.ctx.session, self.run), self.holder, self._now())
-        except CloudtrainError:
-            # The next wait tries again; what is under way is not held up by it.
-            return
-
     def leave(self) -> None:
-        if self.group is None or self.taken_at is None:
+        if self.group is None or self.keeping.taken_at is None:
             return
         try:
             lease.release(self.ctx.session, self.group, self.holder)
